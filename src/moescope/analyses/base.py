@@ -1,0 +1,79 @@
+"""What an analysis is: the statistics it needs, the table it makes of them, the figures it draws of the table.
+
+A new question is one new file in this folder with one `Analysis` subclass; `analyses.find` discovers it, and the
+command line, the report and the Python API have it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from moescope.models import MoEModel
+    from moescope.statistics.base import Statistic
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is about: everything an analysis may need to know beside its statistics.
+
+    Attributes:
+        model: The model looked into (facts, tokenizer, device).
+        layers: The MoE layers looked at, decoder block indices, ascending.
+        domains: The corpus' domains, in order; index is `domain_id`.
+        groups: Group of each domain (prose, reference, ...); empty where the corpus has none.
+        corpus_name: Name of the corpus, for captions.
+        num_tokens: Tokens asked for (before the pass) or counted (after it).
+        seed: The run's seed.
+        predictions: Whether the whole depth runs and predicted tokens are known.
+    """
+
+    model: MoEModel
+    layers: Sequence[int]
+    domains: Sequence[str]
+    groups: Mapping[str, str]
+    corpus_name: str
+    num_tokens: int
+    seed: int
+    predictions: bool
+
+
+class Analysis(ABC):
+    """One question about a model.
+
+    Class attributes:
+        name: The command's name and the key in `run.tables`.
+        summary: One line for `--help`.
+        min_domains: Fewest domains it makes sense for.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    min_domains: ClassVar[int] = 1
+
+    @abstractmethod
+    def statistics(self, context: Context) -> dict[str, Statistic]:
+        """The accumulators it needs, empty, on the model's device.
+
+        Analyses of one run share a statistic if they give it the same key, type and parameters.
+        """
+
+    @abstractmethod
+    def table(self, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
+        """Labelled numbers, with `units` and `definition` in each variable's attrs."""
+
+    @abstractmethod
+    def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
+        """The table as rows: file name without suffix -> frame; column names are the glossary's."""
+
+    @abstractmethod
+    def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:
+        """Figures by file name without suffix, drawn from the table alone."""

@@ -1,0 +1,115 @@
+"""The contract every accumulator keeps: declared state, `update`, `merge`, `compute`.
+
+State is sums and counts (or a bounded sample). `update` and `merge` go through the same `_combine`, so splitting a
+corpus anywhere, in any order, also into empty parts, gives the same answer. Counts are exact integers.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from moescope.errors import UsageError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from moescope.records import ExpertOutputs, Routing
+
+
+class Statistic(ABC):
+    """An accumulator over records.
+
+    A subclass takes its parameters as keywords, hands them to `super().__init__` (they must be JSON: they are saved
+    with the state, and two statistics merge only if they agree) and declares its state with `_declare`.
+
+    Class attributes say what it must be given; capture computes nothing that no one asks for:
+        needs_logits: `record.logits_TE` (and so `probabilities_TE`).
+        needs_predictions: `record.tokens.predicted_token_ids_T`; such a statistic is updated after the forward pass
+            and gets no logits.
+        needs_outputs: it is updated with `ExpertOutputs` instead of `Routing`.
+        needs_inputs: `record.inputs_TM`.
+    """
+
+    needs_logits: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
+    needs_outputs: ClassVar[bool] = False
+    needs_inputs: ClassVar[bool] = False
+
+    def __init__(self, *, layers: list[int], device: torch.device | str = "cpu", **parameters: Any) -> None:
+        self.layers = [int(layer) for layer in layers]
+        self.parameters: dict[str, Any] = {"layers": self.layers, **parameters}
+        self.device = torch.device(device)
+        self.state: dict[str, Tensor] = {}
+        self._position = {layer: position for position, layer in enumerate(self.layers)}
+
+    def _declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> None:
+        """Declares a sum that starts at zero. `name` ends in its shape (see `moescope.records`)."""
+        self.state[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
+        """Adds `increment` to `state[name][at]`: the one way that state ever changes.
+
+        A statistic whose state is not a sum (a sample of smallest hashes) overrides this.
+        """
+        self.state[name][at] += increment.to(self.state[name].dtype)
+
+    @abstractmethod
+    def update(self, record: Routing | ExpertOutputs) -> None:
+        """Takes in one record; a record of a layer this statistic was not made for is an error."""
+
+    @abstractmethod
+    def compute(self) -> xr.Dataset:
+        """Finalises: labelled numbers with unit and definition in `attrs`; state stays as it was."""
+
+    def merge(self, other: Self) -> Self:
+        """Adds another part's state to this one and returns self; `other` is unchanged.
+
+        Raises:
+            UsageError: The two were made with different parameters.
+        """
+        if type(other) is not type(self) or other.parameters != self.parameters:
+            raise UsageError(
+                f"cannot merge {type(other).__name__}({other.parameters}) into {type(self).__name__}({self.parameters})",
+                expected="the same statistic made with the same parameters",
+            )
+        for name, tensor in other.state.items():
+            self._combine(name, tensor.to(self.device))
+        return self
+
+    def empty(self) -> Self:
+        """A new statistic with the same parameters and nothing counted."""
+        return type(self)(device=self.device, **self.parameters)
+
+    def nbytes(self) -> int:
+        """Bytes the state takes."""
+        return sum(tensor.nbytes for tensor in self.state.values())
+
+    def save(self, path: str | Path) -> None:
+        """Writes state and parameters to a safetensors file."""
+        metadata = {"statistic": type(self).__name__, "parameters": json.dumps(self.parameters)}
+        save_file({name: tensor.contiguous().cpu() for name, tensor in self.state.items()}, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            UsageError: The file holds another statistic.
+        """
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("statistic") != cls.__name__:
+                raise UsageError(
+                    f"{path} holds the state of {metadata.get('statistic', 'nothing known')}", expected=cls.__name__
+                )
+            statistic = cls(device=device, **json.loads(metadata["parameters"]))
+            statistic.state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return statistic
