@@ -1,7 +1,7 @@
 """What can go wrong, said helpfully: what was found, what was expected, what to do.
 
-`UsageError` is input that cannot be used (exit code 2), `EnvironmentFailure` is surroundings that failed: disk, network,
-memory (exit code 1). `MoescopeWarning` is for what can be survived and must be counted aloud.
+`UsageError` is input that cannot be used (exit code 2), `EnvironmentFailure` is surroundings that failed: disk,
+network, memory (exit code 1). `MoescopeWarning` is for what can be survived and must be counted aloud.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
@@ -73,6 +74,10 @@ class Analysis(ABC):
     @abstractmethod
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """The table as rows: file name without suffix -> frame; column names are the glossary's."""
+
+    def arrays(self, table: xr.Dataset, context: Context) -> dict[str, dict[str, np.ndarray]]:
+        """What would be silly as rows (matrices of experts by experts): file name without suffix -> named arrays."""
+        return {}
 
     @abstractmethod
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:

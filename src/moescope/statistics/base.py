@@ -77,7 +77,8 @@ class Statistic(ABC):
         """
         if type(other) is not type(self) or other.parameters != self.parameters:
             raise UsageError(
-                f"cannot merge {type(other).__name__}({other.parameters}) into {type(self).__name__}({self.parameters})",
+                f"cannot merge {type(other).__name__}({other.parameters}) into "
+                f"{type(self).__name__}({self.parameters})",
                 expected="the same statistic made with the same parameters",
             )
         for name, tensor in other.state.items():

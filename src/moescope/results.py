@@ -1,0 +1,182 @@
+"""The folder a run leaves behind: written beside its place under a temporary name, then moved there whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from moescope.errors import EnvironmentFailure, ResultsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from moescope.statistics.base import Statistic
+
+MANIFEST = "manifest.json"
+FIGURE_DPI = 200
+
+
+class DomainSample(BaseModel):
+    """How much of one domain was counted."""
+
+    name: str
+    group: str | None = None
+    num_tokens: int
+    num_documents: int
+
+
+class Manifest(BaseModel):
+    """What was run, on what, with what: enough to run it again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = 1
+    command: str
+    moescope_version: str
+    torch_version: str
+    transformers_version: str
+    model: str
+    revision: str | None
+    family: str
+    config_hash: str
+    dtype: str
+    device: str
+    corpus: str
+    corpus_fingerprint: str
+    domains: list[DomainSample]
+    num_tokens: int
+    seed: int
+    layers: list[int]
+    num_experts: int
+    num_experts_per_token: int
+    analyses: list[str]
+    options: dict[str, Any]
+    notes: list[str] = []
+    wall_seconds: float
+    peak_memory_bytes: int
+
+
+@contextmanager
+def _surroundings(path: Path) -> Iterator[None]:
+    """Turns what the disk refuses into an `EnvironmentFailure`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise EnvironmentFailure(
+                f"no space left on the disk of {path}", remedy="free some, or name another folder with --out"
+            ) from error
+        raise EnvironmentFailure(
+            f"cannot write {path}: {error.strerror or error}", remedy="name a folder you may write to with --out"
+        ) from error
+
+
+class ResultsFolder:
+    """A results folder in the making; a context manager.
+
+    On entering, a hidden folder is made beside the final place (so an unwritable disk is known before hours of work);
+    on leaving without an error it is moved there, on leaving with one it is removed. A killed run leaves at most the
+    hidden folder, never a half-written result.
+
+    Args:
+        out: Where to; refused if it exists, unless `force`. None: `default`, or `default`-2, -3, ... if that exists.
+        default: Used when `out` is None.
+        force: Replace an existing results folder (one with a manifest; anything else is never deleted).
+
+    Raises:
+        ResultsError: `out` exists and may not be replaced.
+        EnvironmentFailure: The disk refuses.
+    """
+
+    def __init__(self, out: str | Path | None, *, default: str | Path = "results/run", force: bool = False) -> None:
+        self.path = Path(out) if out is not None else self._free(Path(default))
+        self._replace = self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path])
+        if self._replace and not force:
+            raise ResultsError(f"{self.path} exists already", remedy="name another folder with --out, or add --force")
+        if self._replace and not (self.path / MANIFEST).is_file():
+            raise ResultsError(
+                f"{self.path} is no results folder of moescope: it has no {MANIFEST}",
+                remedy="name another folder with --out; --force replaces only what moescope wrote",
+            )
+        self._temporary = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
+
+    @staticmethod
+    def _free(default: Path) -> Path:
+        path, number = default, 2
+        while path.exists():
+            path, number = default.with_name(f"{default.name}-{number}"), number + 1
+        return path
+
+    def __enter__(self) -> Self:
+        with _surroundings(self.path):
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            return
+        with _surroundings(self.path):
+            old = self._temporary.with_name(self._temporary.name + "-old")
+            if self.path.exists():
+                self.path.rename(old)
+            self._temporary.rename(self.path)
+            shutil.rmtree(old, ignore_errors=True)
+
+    @property
+    def writing_to(self) -> Path:
+        """Where files lie until the folder is complete."""
+        return self._temporary
+
+    def _place(self, kind: str, name: str) -> Path:
+        folder = self._temporary / kind
+        folder.mkdir(exist_ok=True)
+        return folder / name
+
+    def write_table(self, name: str, frame: pd.DataFrame) -> None:
+        """Writes `tables/name.csv` and the same as `.parquet`."""
+        with _surroundings(self.path):
+            frame.to_csv(self._place("tables", f"{name}.csv"), index=False, lineterminator="\n")
+            frame.to_parquet(self._place("tables", f"{name}.parquet"), index=False)
+
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        """Writes `arrays/name.npz`."""
+        import numpy as np
+
+        with _surroundings(self.path):
+            np.savez_compressed(self._place("arrays", f"{name}.npz"), allow_pickle=False, **arrays)
+
+    def write_figure(self, name: str, figure: Figure) -> None:
+        """Writes `figures/name.pdf` and `.png`."""
+        with _surroundings(self.path):
+            # No creation date: the same run leaves the same bytes.
+            figure.savefig(self._place("figures", f"{name}.pdf"), metadata={"CreationDate": None})
+            figure.savefig(self._place("figures", f"{name}.png"), dpi=FIGURE_DPI)
+
+    def write_state(self, name: str, statistic: Statistic) -> None:
+        """Writes `state/name.safetensors`, to merge or continue."""
+        with _surroundings(self.path):
+            statistic.save(self._place("state", f"{name}.safetensors"))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file at the folder's top."""
+        with _surroundings(self.path):
+            (self._temporary / name).write_text(text, encoding="utf-8")
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Writes `manifest.json`."""
+        self.write_text(MANIFEST, manifest.model_dump_json(indent=2) + "\n")

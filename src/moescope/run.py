@@ -1,0 +1,235 @@
+"""The public `capture`: names -> analyses -> their statistics, one forward pass -> tables, figures, a folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moescope import analyses as registry
+from moescope.analyses.base import Analysis, Context
+from moescope.corpora import Sampler
+from moescope.errors import UsageError
+from moescope.one_pass import feed
+from moescope.results import DomainSample, Manifest, ResultsFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+    from moescope.corpora import Corpus
+    from moescope.models import MoEModel
+    from moescope.statistics.base import Statistic
+
+
+@dataclass
+class Run:
+    """What one forward pass over a corpus told.
+
+    Attributes:
+        context: What was looked at.
+        analyses: The analyses asked for, by name.
+        statistics: Their accumulators, by key; analyses may share one.
+        manifest: What was run, on what, with what.
+    """
+
+    context: Context
+    analyses: dict[str, Analysis]
+    statistics: dict[str, Statistic]
+    manifest: Manifest
+    _tables: dict[str, xr.Dataset] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def tables(self) -> dict[str, xr.Dataset]:
+        """One labelled dataset per analysis, by its name."""
+        return {name: analysis.table(self.statistics, self.context) for name, analysis in self.analyses.items()}
+
+    def frames(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The tables as rows, by file name without suffix."""
+        for name, analysis in self.analyses.items():
+            yield from analysis.frames(self.tables[name], self.context).items()
+
+    def arrays(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """What would be silly as rows, by file name without suffix."""
+        for name, analysis in self.analyses.items():
+            yield from analysis.arrays(self.tables[name], self.context).items()
+
+    def figures(self) -> Iterator[tuple[str, Figure]]:
+        """Figures by file name without suffix, one at a time."""
+        for name, analysis in self.analyses.items():
+            yield from analysis.figures(self.tables[name], self.context)
+
+    def write(self, folder: ResultsFolder) -> None:
+        """Writes tables, arrays, state, figures and manifest into a folder in the making."""
+        for name, frame in self.frames():
+            folder.write_table(name, frame)
+        for name, arrays in self.arrays():
+            folder.write_arrays(name, arrays)
+        for name, statistic in self.statistics.items():
+            folder.write_state(name, statistic)
+        for name, figure in self.figures():
+            folder.write_figure(name, figure)
+        folder.write_manifest(self.manifest)
+
+    def save(self, out: str | Path, *, force: bool = False) -> Path:
+        """Writes everything to a folder.
+
+        Raises:
+            ResultsError: The folder exists and `force` is not set, or it is not one of moescope's.
+            EnvironmentFailure: The disk refuses.
+        """
+        with ResultsFolder(out, force=force) as folder:
+            self.write(folder)
+        return folder.path
+
+
+def capture(
+    model: MoEModel,
+    corpus: Corpus,
+    analyses: Sequence[str] | None = None,
+    num_tokens: int = 100_000,
+    layers: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    sequence_length: int | None = None,
+    batch_tokens: int = 8192,
+    predictions: bool | None = None,
+    command: str = "capture",
+    progress: Callable[[int], None] | None = None,
+) -> Run:
+    """Runs the corpus through the model once and answers every question asked.
+
+    Args:
+        model: From `load_model`.
+        corpus: From `load_corpus`.
+        analyses: Names of analyses; None for all.
+        num_tokens: Tokens to count, split evenly over the corpus' domains.
+        layers: MoE layers (decoder block indices); None for all. The pass stops after the deepest.
+        seed: Chooses documents, windows and replicates.
+        sequence_length: Longest window of a document, in tokens; None: what the sampling rule and the model allow.
+        batch_tokens: Padded tokens in a batch.
+        predictions: Whether to run the whole depth for the readings that need predicted tokens. None: only if all
+            layers are looked at.
+        command: What to call this run in its manifest.
+        progress: Called after each batch with the number of tokens counted in it.
+
+    Returns:
+        The run: `.tables`, `.statistics`, `.manifest`, `.figures()`, `.save(path)`.
+
+    Raises:
+        UsageError: An analysis, layer or number that does not exist or makes no sense, each with a remedy.
+    """
+    started = time.perf_counter()
+    asked = {name: registry.find(name) for name in (analyses if analyses is not None else registry.names())}
+    if not asked:
+        raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
+    for name, analysis in asked.items():
+        if len(corpus.domains) < analysis.min_domains:
+            raise UsageError(
+                f"corpus {corpus.name} has {len(corpus.domains)} domain ({', '.join(corpus.domains)}), and {name} "
+                "compares domains",
+                expected=f"{analysis.min_domains} domains or more",
+                remedy="use a folder with a sub-folder for each domain, or name the domain field with --domain-field",
+            )
+    if predictions and not model.complete:
+        raise UsageError(
+            f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
+            remedy="load the model without `layers`",
+        )
+    chosen = model.check_layers(layers)
+    context = Context(
+        model=model,
+        layers=tuple(chosen),
+        domains=corpus.domains,
+        groups=corpus.groups,
+        corpus_name=corpus.name,
+        num_tokens=num_tokens,
+        seed=seed,
+        predictions=predictions if predictions is not None else (layers is None and model.complete),
+    )
+    statistics = _statistics(asked, context)
+    sampler = Sampler(
+        corpus,
+        model.tokenizer,
+        num_tokens=num_tokens,
+        seed=seed,
+        sequence_length=sequence_length,
+        max_positions=model.max_positions,
+        batch_tokens=batch_tokens,
+    )
+    feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
+    counted = int(sampler.num_tokens_D.sum())
+    options: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "sequence_length": sequence_length,
+        "batch_tokens": batch_tokens,
+        "predictions": context.predictions,
+    }
+    manifest = _manifest(replace(context, num_tokens=counted), corpus, sampler, options, list(asked), command)
+    manifest.wall_seconds = round(time.perf_counter() - started, 3)
+    return Run(replace(context, num_tokens=counted), asked, statistics, manifest)
+
+
+def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Statistic]:
+    """All accumulators of all analyses; one is shared by those that declare it under the same key."""
+    statistics: dict[str, Statistic] = {}
+    for name, analysis in asked.items():
+        for key, statistic in analysis.statistics(context).items():
+            known = statistics.setdefault(key, statistic)
+            if type(known) is not type(statistic) or known.parameters != statistic.parameters:
+                raise RuntimeError(f"analysis {name} declares statistic {key!r} differently from another analysis")
+    return statistics
+
+
+def _manifest(
+    context: Context, corpus: Corpus, sampler: Sampler, options: dict[str, Any], asked: list[str], command: str
+) -> Manifest:
+    model = context.model
+    domains = zip(corpus.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
+    return Manifest(
+        command=command,
+        moescope_version=importlib.metadata.version("moescope"),
+        torch_version=importlib.metadata.version("torch"),
+        transformers_version=importlib.metadata.version("transformers"),
+        model=model.name,
+        revision=model.revision,
+        family=model.family,
+        config_hash=model.config_hash,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        corpus=corpus.name,
+        corpus_fingerprint=corpus.fingerprint,
+        domains=[
+            DomainSample(name=name, group=corpus.groups.get(name), num_tokens=int(tokens), num_documents=int(documents))
+            for name, tokens, documents in domains
+        ],
+        num_tokens=context.num_tokens,
+        seed=context.seed,
+        layers=list(context.layers),
+        num_experts=model.num_experts,
+        num_experts_per_token=model.num_experts_per_token,
+        analyses=asked,
+        options=options,
+        notes=list(sampler.warnings),
+        wall_seconds=0.0,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
