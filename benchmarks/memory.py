@@ -2,7 +2,8 @@
 
     uv run python -m benchmarks.memory
 
-Each side is a process of its own (peak memory never goes down again within one), all analyses, embedded model and corpus.
+Each side is a process of its own (peak memory never goes down again within one); all analyses, embedded model and
+corpus.
 """
 
 from __future__ import annotations
