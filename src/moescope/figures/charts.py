@@ -1,0 +1,363 @@
+"""The few chart forms that all figures share. Every function draws into axes made by `style.figure`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from moescope.figures import style
+from moescope.figures.style import styled
+from moescope.figures.ticks import axis_inches, cell_labels, colour_scale, integer_ticks, power_of_ten
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+
+@styled
+def label(ax: Axes, *, x: str | None = None, y: str | None = None, title: str | None = None) -> None:
+    """Sets axis labels (with their units, e.g. "entropy (nats)") and title."""
+    if x is not None:
+        ax.set_xlabel(x)
+    if y is not None:
+        ax.set_ylabel(y)
+    if title is not None:
+        ax.set_title(title)
+
+
+def domain_order(domains: Sequence[str], groups: Mapping[str, str]) -> list[int]:
+    """Indices that put domains of one group side by side: known groups first, in their order; no group last."""
+    ranks = {group: rank for rank, group in enumerate(style.group_colours(groups))}
+    return sorted(range(len(domains)), key=lambda i: (ranks.get(groups.get(domains[i], ""), len(ranks)), i))
+
+
+@styled
+def colour_labels(ax: Axes, groups: Mapping[str, str], axis: Literal["x", "y"] = "y") -> None:
+    """Colours the tick labels that are domains by their group; others (such as "all") stay as they are."""
+    colours = style.group_colours(groups)
+    for tick in ax.get_yticklabels() if axis == "y" else ax.get_xticklabels():
+        group = groups.get(tick.get_text())
+        if group in colours:
+            tick.set_color(style.ink(colours[group]))
+
+
+@styled
+def group_legend(fig: Figure, groups: Mapping[str, str]) -> None:
+    """A legend of the groups' colours above the axes, in a row; nothing where there are no groups."""
+    colours = style.group_colours(groups)
+    handles = [Line2D([], [], marker="s", linestyle="", color=colours[group], label=group) for group in colours]
+    if handles:
+        fig.legend(
+            handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.1
+        )
+
+
+@styled
+def legend_above(ax: Axes) -> None:
+    """The legend of what was drawn so far, between title and axes, where it can cover nothing."""
+    handles, names = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    widest = max(len(str(name)) for name in names) * 0.058 + 0.32  # inches: mean advance of 7 pt, and the handle
+    columns = max(1, min(len(names), int(axis_inches(ax, "x") / 0.75 * 0.9 / widest)))
+    rows = math.ceil(len(names) / columns)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, columnspacing=1.0, borderpad=0.1)
+    title = ax.get_title(loc="left")
+    if title:
+        ax.set_title(title, pad=5 + rows * style.SMALL_FONT_SIZE * 1.45)
+
+
+@styled
+def heatmap(
+    ax: Axes,
+    matrix: ArrayLike,
+    *,
+    label: str,
+    rows: Sequence[Any] | None = None,
+    columns: Sequence[Any] | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    centre: float | None = None,
+    row_gaps: Sequence[int] = (),
+    column_gaps: Sequence[int] = (),
+    groups: Mapping[str, str] | None = None,
+    colourbar: bool = True,
+) -> QuadMesh:
+    """A matrix as coloured cells, row 0 on top; cells without a number are grey.
+
+    Args:
+        ax: Where to draw.
+        matrix: (rows, columns); NaN where there is none.
+        label: Of the colour bar, with its unit.
+        rows: Label of each row; None: its index. Thinned where there is no room for all.
+        columns: Label of each column; None: its index. Words are turned upright.
+        xlabel: Name of the horizontal axis.
+        ylabel: Name of the vertical axis.
+        title: Above the axes.
+        vmin: Value of the palest colour; None: the least.
+        vmax: Value of the darkest; None: the greatest.
+        centre: A value that is neither high nor low (0, or 1 for a lift): colours diverge from it.
+        row_gaps: Rows above which a white line separates, e.g. where a group of domains begins.
+        column_gaps: The same for columns.
+        groups: Domain -> group: colours the row and column labels that are domains.
+        colourbar: False to draw it yourself (one for several panels): `panel_colourbar`.
+
+    Returns:
+        The mesh, for a colour bar of one's own.
+    """
+    values = np.ma.masked_invalid(np.asarray(matrix, dtype=float))
+    norm, colours = colour_scale(values, vmin, vmax, centre)
+    mesh = ax.pcolormesh(values, cmap=colours, norm=norm, rasterized=True)
+    ax.set_facecolor(style.MISSING)
+    ax.set_ylim(values.shape[0], 0)
+    ax.set_xlim(0, values.shape[1])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, pad=2)
+    for gap in row_gaps:
+        ax.axhline(gap, color="white", linewidth=1.2)
+    for gap in column_gaps:
+        ax.axvline(gap, color="white", linewidth=1.2)
+    cell_labels(ax, "y", values.shape[0], rows)
+    cell_labels(ax, "x", values.shape[1], columns)
+    _label(ax, xlabel, ylabel, title)
+    if groups:
+        colour_labels(ax, groups, "y")
+        colour_labels(ax, groups, "x")
+    if colourbar:
+        panel_colourbar(mesh, ax, label)
+    return mesh
+
+
+@styled
+def panel_colourbar(mesh: QuadMesh, axes: Any, label: str) -> None:
+    """One colour bar, labelled with name and unit, for one or several panels (`axes`: an Axes or an array of them)."""
+    first = np.ravel(np.asarray(axes, dtype=object))[0]
+    bar = first.figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, aspect=28, label=label)
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(5)
+    bar.ax.tick_params(length=2)
+    bar.update_ticks()
+
+
+@styled
+def lines(
+    ax: Axes,
+    x: ArrayLike,
+    series: Mapping[str, ArrayLike],
+    *,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+    bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    colours: Mapping[str, str] | None = None,
+    baseline: tuple[str, float] | None = None,
+    integers: bool = True,
+    legend: bool = True,
+    ylim: tuple[float | None, float | None] | None = None,
+) -> None:
+    """Lines with markers over x, one a series, and a translucent band around those that have one.
+
+    Args:
+        ax: Where to draw.
+        x: Shared by all series (layers, ranks).
+        series: Name -> values; NaN leaves a gap.
+        xlabel: Name and unit of x; None where the figure names a shared axis.
+        ylabel: Name and unit of the values; likewise.
+        title: Above the axes.
+        bands: Name of a series -> (low, high); the same name may not have two: draw a second band with `band`.
+        colours: Name -> colour; others take the next of `style.COLOURS`.
+        baseline: (words, value): a dashed horizontal line, such as what chance would give.
+        integers: x are whole numbers (layers): ticks only at them.
+        legend: Names the series; drawn only where there are two or more, or a baseline.
+        ylim: Limits of the values; None at either end: as matplotlib finds.
+    """
+    x = np.asarray(x, dtype=float)
+    for position, (name, values) in enumerate(series.items()):
+        colour = (colours or {}).get(name, style.COLOURS[position % len(style.COLOURS)])
+        marker = "o" if len(x) <= 40 else ""
+        ax.plot(x, np.asarray(values, dtype=float), marker=marker, color=colour, label=name)
+        if bands and name in bands:
+            band(ax, x, *bands[name], colour=colour)
+    if baseline is not None:
+        ax.axhline(baseline[1], color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), label=baseline[0], zorder=1)
+    if integers:
+        ax.xaxis.set_major_locator(FixedLocator(integer_ticks(x, axis_inches(ax, "x"))))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    if ylim is not None:
+        ax.set_ylim(*ylim)
+    ax.grid(axis="y")
+    _label(ax, xlabel, ylabel, title)
+    if legend and len(series) + (baseline is not None) > 1:
+        legend_above(ax)
+
+
+@styled
+def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, colour: str, label: str | None = None) -> None:
+    """A translucent band from low to high; bands laid over each other darken."""
+    ax.fill_between(np.asarray(x, dtype=float), np.asarray(low, dtype=float), np.asarray(high, dtype=float),
+                    color=colour, alpha=0.18, linewidth=0, label=label, zorder=1.5)  # fmt: skip
+
+
+@styled
+def histogram(
+    ax: Axes,
+    edges: ArrayLike,
+    counts: ArrayLike,
+    *,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+    name: str | None = None,
+    colour: str = style.COLOURS[0],
+    filled: bool = True,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> None:
+    """A histogram whose bins are already counted, as a step line, filled or not.
+
+    Args:
+        ax: Where to draw.
+        edges: (n + 1,) bin edges, ascending.
+        counts: (n,) height of each bin: counts, or shares (`y` must say which).
+        xlabel: Name and unit of what was binned; None where the figure names a shared axis.
+        ylabel: What the height is; likewise.
+        title: Above the axes.
+        name: For a legend; call `legend_above` when all are drawn.
+        colour: Of line and filling.
+        filled: Whether the area is tinted.
+        log_x: Edges are spaced evenly in log10: a logarithmic axis.
+        log_y: Logarithmic heights.
+    """
+    edges, counts = np.asarray(edges, dtype=float), np.asarray(counts, dtype=float)
+    positive = counts[counts > 0]
+    bottom = float(positive.min()) / 2 if log_y and positive.size else 0.0
+    if log_y:
+        counts = np.maximum(counts, bottom)  # an empty bin lies on the floor of the axis, not at minus infinity
+    if filled:
+        ax.stairs(counts, edges, baseline=bottom, fill=True, color=colour, alpha=0.25, linewidth=0)
+    ax.stairs(counts, edges, baseline=bottom, color=colour, linewidth=1.0, label=name)
+    if log_x:
+        ax.set_xscale("log")
+        log_ticks(ax, "x")
+    if log_y:
+        ax.set_yscale("log")
+        log_ticks(ax, "y")
+    _label(ax, xlabel, ylabel, title)
+
+
+@styled
+def bars(
+    ax: Axes,
+    names: Sequence[str],
+    values: ArrayLike,
+    *,
+    xlabel: str,
+    low: ArrayLike | None = None,
+    high: ArrayLike | None = None,
+    colours: str | Sequence[str] = style.COLOURS[0],
+    groups: Mapping[str, str] | None = None,
+    baseline: tuple[str, float] | None = None,
+    title: str | None = None,
+) -> None:
+    """Horizontal bars, the first on top, each with its interval where there is one.
+
+    Args:
+        ax: Where to draw.
+        names: Label of each bar.
+        values: Length of each bar.
+        xlabel: Name and unit of the values.
+        low: Lower ends of the intervals; NaN where there is none.
+        high: Upper ends.
+        colours: One for all, or one each.
+        groups: Domain -> group: colours bars and labels that are domains (over `colours`).
+        baseline: (words, value): a dashed vertical line, such as what chance would give.
+        title: Above the axes.
+    """
+    values = np.asarray(values, dtype=float)
+    positions = np.arange(len(values))
+    each = [colours] * len(values) if isinstance(colours, str) else list(colours)
+    if groups:
+        palette = style.group_colours(groups)
+        each = [palette.get(groups.get(name, ""), colour) for name, colour in zip(names, each, strict=True)]
+    ax.barh(positions, values, height=0.72, color=each)
+    if low is not None and high is not None:
+        ax.hlines(
+            positions, np.asarray(low, dtype=float), np.asarray(high, dtype=float), color=style.INK, linewidth=0.9
+        )
+    if baseline is not None:
+        ax.axvline(baseline[1], color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), label=baseline[0])
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set_yticks(positions, [str(name) for name in names])
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    if groups:
+        colour_labels(ax, groups)
+    _label(ax, xlabel, None, title)
+    if baseline is not None:
+        legend_above(ax)
+
+
+@styled
+def small_multiples(
+    count: int,
+    *,
+    columns: int | None = None,
+    panel_height: float = 1.15,
+    around: float = 0.5,
+    width: Literal["column", "page"] = "page",
+    sharex: bool = True,
+    sharey: bool = True,
+) -> tuple[Figure, list[Axes]]:
+    """A grid of equal panels, as many as asked; panels with others below or beside them show no tick labels.
+
+    Args:
+        count: Number of panels.
+        columns: Panels side by side; None: up to 4 across the page, 2 across a column.
+        panel_height: Inches of each row.
+        around: Inches for axis names and small print.
+        width: "column" or "page".
+        sharex: All panels have the same horizontal axis.
+        sharey: All panels have the same vertical axis.
+
+    Returns:
+        The figure and its `count` axes, row by row. Name the shared axes with `fig.supxlabel`, `fig.supylabel`.
+    """
+    columns = columns or min(count, 4 if width == "page" else 2)
+    rows = math.ceil(count / columns)
+    fig, grid = style.figure(
+        width, rows * panel_height + around, rows, columns, squeeze=False, sharex=sharex, sharey=sharey
+    )
+    axes = list(grid.flat)
+    for ax in axes[count:]:
+        ax.set_visible(False)
+    for ax in axes[max(0, count - columns) : count]:
+        ax.tick_params(labelbottom=True)
+    return fig, axes[:count]
+
+
+@styled
+def log_ticks(ax: Axes, axis: Literal["x", "y"]) -> None:
+    """Ticks at powers of ten, written 10⁻³, as many as there is room for; also 2 and 5 where the axis is short."""
+    which = ax.xaxis if axis == "x" else ax.yaxis
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    short = low > 0 and high / low < 50
+    which.set_major_locator(
+        LogLocator(10, (1, 2, 5) if short else (1,), numticks=max(3, int(axis_inches(ax, axis) / 0.4)))
+    )
+    which.set_minor_locator(NullLocator())
+    which.set_major_formatter(FuncFormatter((lambda value, _: f"{value:g}") if short else power_of_ten))
+
+
+def _label(ax: Axes, xlabel: str | None, ylabel: str | None, title: str | None) -> None:
+    label(ax, x=xlabel, y=ylabel, title=title)

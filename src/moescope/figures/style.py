@@ -1,0 +1,278 @@
+"""One look for every figure: sizes, fonts, colours, the small print below.
+
+Figures are `matplotlib.figure.Figure` objects made without pyplot, so they need no display, leak no window, and leave
+the reader's own matplotlib settings as they were. Text is drawn as text: a dollar sign in a model's name or in a token
+is a dollar sign, never mathematics.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import textwrap
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
+
+import matplotlib
+import matplotlib.style
+from cycler import cycler
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
+
+COLUMN_WIDTH = 3.3
+"""Inches: one column of a two-column page."""
+PAGE_WIDTH = 6.8
+"""Inches: the whole width of the page."""
+DPI = 240
+"""Pixels per inch of PNGs, and of heat maps inside PDFs."""
+FONT_SIZE = 8.0
+SMALL_FONT_SIZE = 7.0
+PRINT_FONT_SIZE = 5.5
+
+SEQUENTIAL = "YlGnBu"
+"""Colour map for quantities from low (pale) to high (dark); its lightness falls steadily, so it survives grey print."""
+DIVERGING = "RdBu_r"
+"""Colour map for quantities around a centre: blue below, white at, red above."""
+MISSING = "#d5d5d5"
+"""Colour of cells that hold no number."""
+INK = "#222222"
+NEUTRAL = "#6e6e6e"
+"""For what has no group, and for baselines."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+"""Eight colours that people with any common colour blindness tell apart (Okabe and Ito 2008)."""
+GROUP_COLOURS = dict(zip(("prose", "reference", "code", "formal", "languages"), COLOURS, strict=False))
+"""Colour of each group of domains; other groups get the remaining colours, see `group_colours`."""
+
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same figure on every machine
+    "font.size": FONT_SIZE,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.titlesize": FONT_SIZE,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 4.0,
+    "axes.labelsize": FONT_SIZE,
+    "axes.labelpad": 3.0,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "grid.linewidth": 0.4,
+    "grid.color": "#e3e3e3",
+    "xtick.labelsize": SMALL_FONT_SIZE,
+    "ytick.labelsize": SMALL_FONT_SIZE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.0,
+    "patch.linewidth": 0.6,
+    "legend.fontsize": SMALL_FONT_SIZE,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.borderaxespad": 0.2,
+    "figure.titlesize": FONT_SIZE,
+    "figure.labelsize": FONT_SIZE,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": DPI,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@contextmanager
+def context() -> Iterator[None]:
+    """The style inside a `with` block, on top of matplotlib's defaults; whatever was set before is back afterwards."""
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Runs a function, or each step of a generator function, inside `context`.
+
+    Put it on code that calls matplotlib directly (`ax.text`, `ax.set_title`); what this package draws has it already.
+    """
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stepwise(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+            steps = function(*args, **kwargs)
+            while True:
+                with context():  # closed before each yield: the caller's code must not run in our style
+                    try:
+                        item = next(steps)
+                    except StopIteration:
+                        return
+                yield item
+
+        return cast("Callable[_P, _R]", stepwise)
+
+    @functools.wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with context():
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+class StyledFigure(Figure):
+    """A figure that is laid out and saved in this style, whoever saves it: text in PDFs stays text."""
+
+    _print_height = 0.0  # of the small print, as a share of the figure's height
+    _shared_xlabel: Text | None = None
+
+    suptitle = styled(Figure.suptitle)
+    supylabel = styled(Figure.supylabel)
+
+    @styled
+    def legend(self, *args: Any, **kwargs: Any) -> Legend:  # type: ignore[override]
+        """Like `Figure.legend`."""
+        return super().legend(*args, **kwargs)
+
+    @styled
+    def supxlabel(self, t: str, **kwargs: Any) -> Text:
+        """Like `Figure.supxlabel`, above the small print."""
+        # with y given, the layout leaves the label's place to us
+        self._shared_xlabel = super().supxlabel(t, y=0.0, **kwargs)
+        self.make_room(self._print_height)
+        return self._shared_xlabel
+
+    def make_room(self, share: float) -> None:
+        """Keeps the lowest `share` of the figure, and the shared axis' name above it, free of axes."""
+        self._print_height = share
+        height = float(self.get_size_inches()[1])
+        if self._shared_xlabel is not None:
+            self._shared_xlabel.set_y(share + 0.02 / height)
+            share += (0.03 + FONT_SIZE * 1.35 / 72) / height
+        engine = self.get_layout_engine()
+        if isinstance(engine, ConstrainedLayoutEngine):
+            engine.set(rect=(0, share, 1, 1 - share))
+
+    @styled
+    def savefig(self, fname: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Like `Figure.savefig`; the file holds no date, so the same figure is the same bytes."""
+        kind = kwargs.get("format") or Path(str(fname)).suffix.lstrip(".").lower()
+        if kind == "pdf":
+            kwargs.setdefault("metadata", {"CreationDate": None})
+        super().savefig(fname, **kwargs)
+
+
+class CaptionContext(Protocol):
+    """What the small print needs to know; `moescope.analyses.base.Context` has it."""
+
+    @property
+    def model(self) -> Any:
+        """Has a `name`."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens counted."""
+
+    @property
+    def corpus_name(self) -> str:
+        """Name of the corpus."""
+
+
+@styled
+def figure(
+    width: Literal["column", "page"] = "column",
+    height: float | None = None,
+    nrows: int = 1,
+    ncols: int = 1,
+    **subplots: Any,
+) -> tuple[Figure, Any]:
+    """A figure 3.3 (`column`) or 6.8 (`page`) inches wide and its axes.
+
+    Args:
+        width: "column" or "page".
+        height: Inches; None: two thirds of the width, a third where it spans the page, for each row of axes.
+        nrows: Rows of axes.
+        ncols: Columns of axes.
+        **subplots: Handed to `Figure.subplots` (`sharex`, `sharey`, `width_ratios`, `squeeze`, ...).
+
+    Returns:
+        The figure and its axes: one `Axes`, or an array of them, as `Figure.subplots` gives them.
+    """
+    inches = COLUMN_WIDTH if width == "column" else PAGE_WIDTH
+    if height is None:
+        height = (inches * 2 / 3 if width == "column" else inches / 3) * nrows
+    layout = ConstrainedLayoutEngine(h_pad=0.04, w_pad=0.04, hspace=0.02, wspace=0.02)
+    fig = StyledFigure(figsize=(inches, height), layout=layout)
+    return fig, fig.subplots(nrows, ncols, **subplots)
+
+
+def height_for(num_rows: int, per_row: float = 0.135, around: float = 0.75) -> float:
+    """Inches of height at which `num_rows` labelled rows are all readable, with `around` for axis, title, caption."""
+    return max(1.6, num_rows * per_row + around)
+
+
+@styled
+def caption(fig: Figure, context: CaptionContext, note: str = "") -> None:
+    """Writes the small print below the figure: "model · n tokens · corpus", then `note`; room is made for it.
+
+    Args:
+        fig: A figure of `figure`.
+        context: Names model, tokens, corpus.
+        note: What else a reader must know to use the numbers, e.g. "bands: 5-95 % of tokens".
+    """
+    words = f"{context.model.name} · {context.num_tokens:,} tokens · {context.corpus_name}"
+    inches, height = (float(size) for size in fig.get_size_inches())
+    characters = int(inches * 72 / (PRINT_FONT_SIZE * 0.58))  # 0.58 em: DejaVu Sans' mean advance, rounded up
+    lines = textwrap.wrap(f"{words} · {note}" if note else words, characters) or [""]
+    room = (len(lines) * PRINT_FONT_SIZE * 1.25 + 4) / 72 / height
+    fig.text(
+        0.03 / inches, 2 / 72 / height, "\n".join(lines), fontsize=PRINT_FONT_SIZE, color=NEUTRAL, linespacing=1.15,
+        ha="left", va="bottom", in_layout=False,
+    )  # fmt: skip
+    if isinstance(fig, StyledFigure):
+        fig.make_room(room)
+
+
+def group_colours(groups: Mapping[str, str]) -> dict[str, str]:
+    """Colour of each group that occurs in `groups` (domain -> group), in the fixed order, others after.
+
+    A ninth group and all after it are neutral: eight is what can be told apart.
+    """
+    present = list(dict.fromkeys(groups.values()))
+    known = [group for group in GROUP_COLOURS if group in present]
+    others = [group for group in present if group not in GROUP_COLOURS]
+    spare = [*COLOURS[len(GROUP_COLOURS) :], *[colour for g, colour in GROUP_COLOURS.items() if g not in present]]
+    colours = {group: GROUP_COLOURS[group] for group in known}
+    return colours | {group: spare[i] if i < len(spare) else NEUTRAL for i, group in enumerate(others)}
+
+
+def ink(colour: str) -> str:
+    """The colour, darkened until text in it is readable on white (contrast of at least 4.5, as WCAG AA asks)."""
+    rgb = to_rgb(colour)
+    while True:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+        if 1.05 / (luminance + 0.05) >= 4.5:
+            return str(to_hex(rgb))
+        rgb = tuple(0.95 * c for c in rgb)  # type: ignore[assignment]
