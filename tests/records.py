@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from moescope.records import ExpertOutputs, Routing, TokenBatch
+from moescope.statistics.saturation import RoutingPair
 
 VOCAB_SIZE = 50
 
@@ -173,8 +174,8 @@ def batch_of_documents(tokens: TokenBatch, rows: Sequence[int]) -> tuple[TokenBa
 
 
 def only_documents(
-    records: Sequence[Routing] | Sequence[ExpertOutputs], rows: Sequence[int]
-) -> list[Routing] | list[ExpertOutputs]:
+    records: Sequence[Routing] | Sequence[ExpertOutputs] | Sequence[RoutingPair], rows: Sequence[int]
+) -> list[Routing] | list[ExpertOutputs] | list[RoutingPair]:
     """Those records restricted to some of the batch's documents (all records of one and the same batch).
 
     `rows` may be empty, which gives records of no tokens. Records of the result share one `TokenBatch`, as those of a
@@ -213,4 +214,6 @@ def only_documents(
             offsets_E1=[0, *counts_E.cumsum(0).tolist()],
         )
 
+    if isinstance(first, RoutingPair):
+        return [RoutingPair(cut(record.checkpoint), cut(record.final)) for record in records]
     return [cut_outputs(record) if isinstance(record, ExpertOutputs) else cut(record) for record in records]

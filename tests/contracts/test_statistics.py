@@ -13,6 +13,7 @@ import xarray as xr
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.statistics.base import Statistic
+from moescope.statistics.saturation import RoutingPair
 from tests.contracts.statistics_cases import CASES, DOMAINS, Case, all_cases
 from tests.records import only_documents, random_batch
 
@@ -114,7 +115,9 @@ def test_the_order_of_tokens_does_not_matter(case: Case) -> None:
         },
     )
 
-    def shuffled(record: Routing) -> Routing:
+    def shuffled(record: Routing | RoutingPair) -> Routing | RoutingPair:
+        if isinstance(record, RoutingPair):
+            return RoutingPair(shuffled(record.checkpoint), shuffled(record.final))
         changes = {"tokens": tokens, "previous": None if record.previous is None else shuffled(record.previous)}
         for name in ("expert_ids_TK", "weights_TK", "logits_TE", "selection_values_TE", "inputs_TM"):
             tensor = getattr(record, name)

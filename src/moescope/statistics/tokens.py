@@ -1,0 +1,330 @@
+"""Which token types each expert takes: vocabulary specialization, vocabulary overlap, top tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moescope.errors import UsageError
+from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.base import Statistic
+from moescope.statistics.independence import expected_maximum_share, expected_minimum_sum
+
+Reading = Literal["input", "predicted", "next"]
+Ranks = Literal["all", "first"]
+
+READINGS = {
+    "input": "the input token",
+    "predicted": "the model's most probable next token",
+    "next": "the true next token",
+}
+
+
+class TokenUsage(Statistic):
+    """`N_xe`: how often expert e was selected for tokens of type x, per layer.
+
+    Source: OLMoE Eq. 8 (arXiv 2409.02060); ours takes the maximum over experts for each token type and averages over
+    types, as OLMoE's Table 8 does. State is one dense table, allocated up front: layers x vocabulary x experts x 4
+    bytes, whatever the number of tokens.
+
+    Args:
+        layers: MoE layers looked at.
+        num_experts: E.
+        num_experts_per_token: K of the model.
+        vocab_size: V.
+        reading: Which token of a position is x: "input", "predicted" (the model's most probable next token) or "next"
+            (the true next token; positions without one are not counted).
+        ranks: "all" counts all K selected experts, "first" only the one with the greatest weight.
+        min_count: Token types seen less often are left out of averages and of lifts.
+        device: Where the state lives.
+
+    Raises:
+        UsageError: A reading or ranks that do not exist.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: list[int],
+        num_experts: int,
+        num_experts_per_token: int,
+        vocab_size: int,
+        reading: Reading = "input",
+        ranks: Ranks = "all",
+        min_count: int = 10,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if reading not in get_args(Reading) or ranks not in get_args(Ranks):
+            raise UsageError(
+                f"reading {reading!r}, ranks {ranks!r}",
+                expected=f"reading one of {', '.join(get_args(Reading))}; ranks one of {', '.join(get_args(Ranks))}",
+            )
+        super().__init__(
+            layers=layers,
+            device=device,
+            num_experts=num_experts,
+            num_experts_per_token=num_experts_per_token,
+            vocab_size=vocab_size,
+            reading=reading,
+            ranks=ranks,
+            min_count=min_count,
+        )
+        self.num_experts = num_experts
+        self.vocab_size = vocab_size
+        self.reading = reading
+        self.min_count = max(int(min_count), 1)
+        self.num_ranks = num_experts_per_token if ranks == "all" else 1
+        self.needs_predictions = reading == "predicted"  # type: ignore[misc]
+        self._declare("counts_LVE", (len(self.layers), vocab_size, num_experts), torch.int32)
+
+    @classmethod
+    def from_counts(
+        cls,
+        rows_N4: NDArray[np.integer] | Tensor,
+        *,
+        num_experts_per_token: int,
+        layers: list[int],
+        num_experts: int,
+        min_count: int = 10,
+        vocab_size: int | None = None,
+        reading: Reading = "input",
+        ranks: Ranks = "all",
+    ) -> Self:
+        """Makes the statistic of known counts.
+
+        Args:
+            rows_N4: Rows of layer position (index into `layers`), expert, token id, count; repeated cells add up.
+            num_experts_per_token: K of the model.
+            layers: Layer numbers the positions stand for.
+            num_experts: E.
+            min_count: See the class.
+            vocab_size: V; by default the greatest token id + 1.
+            reading: See the class.
+            ranks: "first" if the counts are of the highest-ranked expert only.
+
+        Raises:
+            UsageError: Rows of another shape, or an index out of range.
+        """
+        rows_N4 = torch.as_tensor(np.asarray(rows_N4, dtype=np.int64))
+        if rows_N4.ndim != 2 or rows_N4.shape[1] != 4:
+            raise UsageError(
+                f"rows of shape {tuple(rows_N4.shape)}", expected="(n, 4): layer position, expert, token id, count"
+            )
+        if vocab_size is None:
+            vocab_size = int(rows_N4[:, 2].max()) + 1 if len(rows_N4) else 1
+        limits = torch.tensor([len(layers), num_experts, vocab_size, 2**31])
+        wrong = ((rows_N4 < 0) | (rows_N4 >= limits)).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            name = ("layer position", "expert", "token id", "count")[column]
+            raise UsageError(
+                f"{name} {int(rows_N4[row, column])} in row {row}", expected=f"0 to {int(limits[column]) - 1}"
+            )
+        statistic = cls(
+            layers=layers,
+            num_experts=num_experts,
+            num_experts_per_token=num_experts_per_token,
+            vocab_size=vocab_size,
+            reading=reading,
+            ranks=ranks,
+            min_count=min_count,
+        )
+        position_N, expert_N, token_N, count_N = rows_N4.unbind(1)
+        cells_N = (position_N * vocab_size + token_N) * num_experts + expert_N
+        statistic._combine("counts_LVE", count_N, at=cells_N)
+        return statistic
+
+    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
+        """Also takes flat cell indices in `at`, which may repeat."""
+        state = self.state[name]
+        if isinstance(at, Tensor):
+            state.view(-1).index_add_(0, at, increment.to(state.dtype))
+        else:
+            super()._combine(name, increment, at)
+
+    def update(self, record: Routing | ExpertOutputs) -> None:
+        """Counts each token's type with each of its experts."""
+        assert isinstance(record, Routing)
+        position = self._position[record.layer]
+        expert_ids_TK = record.expert_ids_TK[:, : self.num_ranks].to(self.device)
+        if self.reading == "input":
+            type_ids_T: Tensor | None = record.tokens.token_ids_T
+        elif self.reading == "next":
+            type_ids_T = record.tokens.next_token_ids_T
+        else:
+            type_ids_T = record.tokens.predicted_token_ids_T
+        if type_ids_T is None:
+            raise RuntimeError("predicted tokens are known only after the forward pass, where someone asks for them")
+        type_ids_T = type_ids_T.to(self.device)
+        if self.reading == "next":
+            has_next_T = type_ids_T >= 0
+            type_ids_T, expert_ids_TK = type_ids_T[has_next_T], expert_ids_TK[has_next_T]
+        cells_TK = (position * self.vocab_size + type_ids_T[:, None]) * self.num_experts + expert_ids_TK
+        ones_A = torch.ones(cells_TK.numel(), dtype=torch.int32, device=self.device)
+        self._combine("counts_LVE", ones_A, at=cells_TK.reshape(-1))
+
+    def compute(self) -> xr.Dataset:
+        """Vocabulary specialization `mean_x max_e N_xe / N_x` per layer, and its value under independent routing.
+
+        The average is over token types with `N_x >= min_count`. Independent routing: each expert takes each
+        occurrence with its layer frequency `N_e / N`, so `N_xe` is Binomial(N_x, N_e / N); see
+        `moescope.statistics.independence.expected_maximum_share`.
+
+        Returns:
+            By `layer`: vocabulary_specialization, vocabulary_specialization_independent, num_types (averaged over),
+            num_tokens (all positions counted), num_types_seen.
+        """
+        num_layers = len(self.layers)
+        value_L = np.full(num_layers, np.nan)
+        num_tokens_L = np.zeros(num_layers, dtype=np.int64)
+        num_seen_L = np.zeros(num_layers, dtype=np.int64)
+        frequencies_LE = np.full((num_layers, self.num_experts), np.nan)
+        occurrences: list[NDArray[np.float64]] = []
+        for position in range(num_layers):
+            _, counts_UE, totals_U = self._seen(position)
+            num_seen_L[position] = len(totals_U)
+            num_tokens_L[position] = round(totals_U.sum())
+            counted_U = totals_U >= self.min_count
+            occurrences.append(totals_U[counted_U])
+            if counted_U.any():
+                frequencies_LE[position] = counts_UE.sum(axis=0) / totals_U.sum()
+                value_L[position] = (counts_UE[counted_U].max(axis=1) / totals_U[counted_U]).mean()
+        distinct_U = np.unique(np.concatenate([np.empty(0), *occurrences]))
+        shares_LU = expected_maximum_share(np.ceil(distinct_U).astype(np.int64), frequencies_LE)
+        independent_L = np.full(num_layers, np.nan)
+        for position, totals in enumerate(occurrences):
+            if len(totals):
+                independent_L[position] = shares_LU[position, np.searchsorted(distinct_U, totals)].mean()
+        which = f"x is {READINGS[self.reading]}; experts counted: {self.num_ranks} per token"
+        definition = f"max_e N_xe / N_x, averaged over token types x seen at least {self.min_count} times; {which}"
+        return xr.Dataset(
+            {
+                "vocabulary_specialization": ("layer", value_L, {"units": "1", "definition": definition}),
+                "vocabulary_specialization_independent": (
+                    "layer",
+                    independent_L,
+                    {"units": "1", "definition": "the same, expected if N_xe were Binomial(N_x, N_e / N)"},
+                ),
+                "num_types": (
+                    "layer",
+                    np.array([len(totals) for totals in occurrences], dtype=np.int64),
+                    {"units": "token types", "definition": f"token types seen at least {self.min_count} times"},
+                ),
+                "num_types_seen": ("layer", num_seen_L, {"units": "token types", "definition": "token types seen"}),
+                "num_tokens": ("layer", num_tokens_L, {"units": "tokens", "definition": "positions counted"}),
+            },
+            coords={"layer": self.layers},
+            attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
+        )
+
+    def top_tokens(self, num_tokens: int = 10) -> xr.Dataset:
+        """Each expert's token types, by lift and by count.
+
+        `lift = (N_xe / N_x) / (N_e / N)`, among types with `N_x >= min_count`; ties (many types are always taken by an
+        expert) go to the more frequent type, then to the lower id. By count any type qualifies. The first by lift is
+        picked among thousands: it is a description of this sample, not an estimate.
+
+        Returns:
+            By `layer, expert, order ("lift" | "count"), place`: token_id (-1 where there are fewer), num_selected
+            (N_xe), num_occurrences (N_x), lift.
+        """
+        shape = (len(self.layers), self.num_experts, 2, num_tokens)
+        token_ids = np.full(shape, -1, dtype=np.int64)
+        selected, occurrences = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        lift = np.full(shape, np.nan)
+        for position in range(len(self.layers)):
+            ids_U, counts_UE, totals_U = self._seen(position)
+            if not len(ids_U):
+                continue
+            frequent_first = np.lexsort((ids_U, -totals_U))
+            ids_U, counts_UE, totals_U = ids_U[frequent_first], counts_UE[frequent_first], totals_U[frequent_first]
+            shares_UE = counts_UE / totals_U[:, None]
+            frequencies_E = counts_UE.sum(axis=0) / totals_U.sum()
+            rare_U = totals_U < self.min_count
+            for order, key_UE in enumerate((np.where(rare_U[:, None], 0.0, shares_UE), counts_UE)):
+                best_PE = np.argsort(-key_UE, axis=0, kind="stable")[:num_tokens]
+                taken_PE = np.take_along_axis(key_UE, best_PE, axis=0) > 0
+                at = (position, slice(None), order, slice(len(best_PE)))
+                token_ids[at] = np.where(taken_PE, ids_U[best_PE], -1).T
+                selected[at] = (np.take_along_axis(counts_UE, best_PE, axis=0) * taken_PE).T
+                occurrences[at] = (np.ceil(totals_U[best_PE]) * taken_PE).T
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    lift_PE = np.take_along_axis(shares_UE, best_PE, axis=0) / frequencies_E
+                lift[at] = np.where(taken_PE, lift_PE, np.nan).T
+        dims = ("layer", "expert", "order", "place")
+        return xr.Dataset(
+            {
+                "token_id": (dims, token_ids, {"units": "index", "definition": "token type; -1: none"}),
+                "num_selected": (dims, selected, {"units": "tokens", "definition": "N_xe"}),
+                "num_occurrences": (dims, occurrences, {"units": "tokens", "definition": "N_x"}),
+                "lift": (dims, lift, {"units": "1", "definition": "(N_xe / N_x) / (N_e / N)"}),
+            },
+            coords={
+                "layer": self.layers,
+                "expert": np.arange(self.num_experts),
+                "order": ["lift", "count"],
+                "place": np.arange(num_tokens),
+            },
+            attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
+        )
+
+    def vocabulary_overlap(self) -> xr.Dataset:
+        """Weighted Jaccard of two experts' token types, `Σ_x min(n_xi, n_xj) / Σ_x max(n_xi, n_xj)`.
+
+        Over all token types, `n_xe = N_xe`. Experts of unequal load cannot reach 1, under independent routing neither:
+        there `n_xe` is Binomial(N_x, N_e / N), and the value shown is the ratio of the expected sums.
+
+        Returns:
+            By `layer, expert, other_expert`: weighted_jaccard, weighted_jaccard_independent. The diagonal is 1; NaN
+            where neither expert was ever selected.
+        """
+        shape = (len(self.layers), self.num_experts, self.num_experts)
+        value_LEE, independent_LEE = np.full(shape, np.nan), np.full(shape, np.nan)
+        for position in range(len(self.layers)):
+            _, counts_UE, totals_U = self._seen(position)
+            if not len(totals_U):
+                continue
+            counts_EU = np.ascontiguousarray(counts_UE.T)
+            load_E = counts_EU.sum(axis=1, dtype=np.int64)
+            minimum_EE = np.zeros((self.num_experts, self.num_experts))
+            for expert in range(self.num_experts):
+                shared_O = np.minimum(counts_EU[expert], counts_EU[expert:]).sum(axis=1, dtype=np.int64)
+                minimum_EE[expert, expert:] = minimum_EE[expert:, expert] = shared_O
+            trials_U, num_types_U = np.unique(np.ceil(totals_U).astype(np.int64), return_counts=True)
+            expected_EE = expected_minimum_sum(trials_U, num_types_U, load_E / totals_U.sum())
+            both_EE = load_E[:, None] + load_E
+            with np.errstate(invalid="ignore"):
+                value_LEE[position] = minimum_EE / (both_EE - minimum_EE)
+                independent_LEE[position] = expected_EE / (both_EE - expected_EE)
+        dims = ("layer", "expert", "other_expert")
+        definition = f"Σ_x min(n_xi, n_xj) / Σ_x max(n_xi, n_xj) over token types; x is {READINGS[self.reading]}"
+        return xr.Dataset(
+            {
+                "weighted_jaccard": (dims, value_LEE, {"units": "1", "definition": definition}),
+                "weighted_jaccard_independent": (
+                    dims,
+                    independent_LEE,
+                    {"units": "1", "definition": "ratio of the sums expected if n_xe were Binomial(N_x, N_e / N)"},
+                ),
+            },
+            coords={
+                "layer": self.layers,
+                "expert": np.arange(self.num_experts),
+                "other_expert": np.arange(self.num_experts),
+            },
+        )
+
+    def _seen(self, position: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]:
+        """Token types seen in a layer: their ids, counts by expert, and occurrences `N_x = Σ_e N_xe / K`.
+
+        Occurrences are whole numbers wherever every token has its K experts; counts from elsewhere may lack some.
+        """
+        counts_VE = self.state["counts_LVE"][position].cpu().numpy()
+        assignments_V = counts_VE.sum(axis=1, dtype=np.int64)
+        ids_U = np.flatnonzero(assignments_V)
+        return ids_U, counts_VE[ids_U], assignments_V[ids_U] / self.num_ranks
