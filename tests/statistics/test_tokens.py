@@ -1,0 +1,278 @@
+"""Token usage against plain loops, published counts, and simulation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from moescope.errors import UsageError
+from moescope.statistics.independence import expected_maximum_share, expected_minimum_sum
+from moescope.statistics.tokens import TokenUsage
+from tests.golden import golden
+from tests.records import VOCAB_SIZE, random_batch, random_routings
+
+LAYERS = [1, 4, 5]
+SIZES = {"layers": LAYERS, "num_experts": 8, "num_experts_per_token": 2, "vocab_size": VOCAB_SIZE}
+BATCHES = [random_batch(seed, num_documents=9) for seed in range(3)]
+ROUTINGS = [random_routings(tokens, seed) for seed, tokens in enumerate(BATCHES)]
+READINGS = {"input": "token_ids_T", "predicted": "predicted_token_ids_T", "next": "next_token_ids_T"}
+
+
+def counted(**changes) -> TokenUsage:
+    statistic = TokenUsage(**{**SIZES, "min_count": 3, **changes})
+    for routings in ROUTINGS:
+        for routing in routings:
+            statistic.update(routing)
+    return statistic
+
+
+def plain_counts(layer: int, reading: str, num_ranks: int) -> tuple[Counter, Counter]:
+    """N_x and N_xe of one layer, counted one token at a time."""
+    types, cells = Counter(), Counter()
+    for routings in ROUTINGS:
+        routing = next(routing for routing in routings if routing.layer == layer)
+        for x, experts in zip(
+            getattr(routing.tokens, READINGS[reading]).tolist(), routing.expert_ids_TK.tolist(), strict=True
+        ):
+            if x == -1:
+                continue
+            types[x] += 1
+            for expert in experts[:num_ranks]:
+                cells[x, expert] += 1
+    return types, cells
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("ranks", ["all", "first"])
+def test_vocabulary_specialization_is_that_of_a_plain_loop(reading: str, ranks: str) -> None:
+    table = counted(reading=reading, ranks=ranks).compute()
+    for layer in LAYERS:
+        types, cells = plain_counts(layer, reading, 2 if ranks == "all" else 1)
+        shares = [
+            max(cells[x, expert] for expert in range(8)) / count for x, count in sorted(types.items()) if count >= 3
+        ]
+        at = table.sel(layer=layer)
+        assert float(at.vocabulary_specialization) == pytest.approx(np.mean(shares), rel=1e-12)
+        assert int(at.num_types) == len(shares)
+        assert int(at.num_types_seen) == len(types)
+        assert int(at.num_tokens) == sum(types.values())
+
+
+def test_only_the_predicted_reading_needs_predictions() -> None:
+    assert TokenUsage(**SIZES, reading="predicted").needs_predictions
+    assert not TokenUsage(**SIZES, reading="input").needs_predictions
+    assert not TokenUsage(**SIZES, reading="next").needs_predictions
+    tokens = random_batch(0, predictions=False)
+    with pytest.raises(RuntimeError, match="after the forward pass"):
+        TokenUsage(**SIZES, reading="predicted").update(random_routings(tokens)[0])
+
+
+def test_top_tokens_are_those_of_a_plain_sort() -> None:
+    top = counted().top_tokens(4)
+    for layer in LAYERS:
+        types, cells = plain_counts(layer, "input", 2)
+        total = sum(types.values())
+        for expert in range(8):
+            load = sum(count for (_, e), count in cells.items() if e == expert) / total
+            mine = [(x, cells[x, expert], n) for x, n in types.items() if cells[x, expert]]
+            by_lift = sorted((-(k / n), -n, x) for x, k, n in mine if n >= 3)[:4]
+            by_count = sorted((-k, -n, x) for x, k, n in mine)[:4]
+            for order, expected in (("lift", by_lift), ("count", by_count)):
+                at = top.sel(layer=layer, expert=expert, order=order)
+                ids = at.token_id.values.tolist()
+                assert ids == [row[2] for row in expected] + [-1] * (4 - len(expected))
+                for place, x in enumerate(ids[: len(expected)]):
+                    assert int(at.num_selected[place]) == cells[x, expert]
+                    assert int(at.num_occurrences[place]) == types[x]
+                    assert float(at.lift[place]) == pytest.approx(cells[x, expert] / types[x] / load)
+
+
+def test_vocabulary_overlap_is_that_of_a_plain_loop() -> None:
+    overlap = counted().vocabulary_overlap()
+    for layer in LAYERS:
+        types, cells = plain_counts(layer, "input", 2)
+        for i in range(8):
+            for j in range(8):
+                smaller = sum(min(cells[x, i], cells[x, j]) for x in types)
+                larger = sum(max(cells[x, i], cells[x, j]) for x in types)
+                value = float(overlap.weighted_jaccard.sel(layer=layer, expert=i, other_expert=j))
+                assert value == pytest.approx(smaller / larger)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.integers(1, 400))
+def test_weighted_jaccard_is_symmetric_and_within_0_and_1(seed: int, num_experts: int, num_rows: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows = np.stack(
+        [
+            np.zeros(num_rows, int),
+            generator.integers(0, num_experts, num_rows),
+            generator.integers(0, 30, num_rows),
+            generator.geometric(0.2, num_rows),
+        ],
+        axis=1,
+    )
+    usage = TokenUsage.from_counts(rows, num_experts_per_token=1, layers=[0], num_experts=num_experts)
+    overlap = usage.vocabulary_overlap()
+    used = np.isin(np.arange(num_experts), rows[:, 1])
+    for values in (overlap.weighted_jaccard.values[0], overlap.weighted_jaccard_independent.values[0]):
+        np.testing.assert_allclose(values, values.T)
+        assert np.allclose(np.diag(values)[used], 1.0)
+        assert np.isnan(np.diag(values)[~used]).all()
+        inside = values[np.ix_(used, used)]
+        assert (inside >= 0).all()
+        assert (inside <= 1 + 1e-12).all()
+
+
+def test_expected_maximum_is_the_product_of_binomials() -> None:
+    frequencies_LE = np.random.default_rng(0).dirichlet(np.ones(64) * 2, size=3) * 8
+    frequencies_LE[2, 5], frequencies_LE[2, 6] = 0.0, 1.0
+    trials = np.array([1, 2, 10, 57, 400, 9000])
+    found_LU = expected_maximum_share(trials, np.minimum(frequencies_LE, 1.0))
+    for layer, frequencies in enumerate(np.minimum(frequencies_LE, 1.0)):
+        for column, n in enumerate(trials):
+            below = stats.binom.cdf(np.arange(n)[:, None], n, frequencies).prod(axis=1)
+            below[: int(np.ceil(n * frequencies.sum() / 64)) - 1] = 0.0
+            assert found_LU[layer, column] == pytest.approx((1 - below).sum() / n, abs=2e-4 if n < 3 else 1e-9)
+
+
+def test_expected_maximum_of_the_glossary() -> None:
+    """At N_x = 10, E = 64, K = 8, all experts alike, it is 0.41, not 0.125."""
+    assert round(expected_maximum_share(np.array([10]), np.full((1, 64), 0.125))[0, 0], 2) == 0.41
+
+
+@pytest.mark.parametrize("num_ranks", [1, 8])
+@pytest.mark.parametrize("even", [True, False])
+def test_expected_maximum_agrees_with_drawing_distinct_experts(num_ranks: int, even: bool) -> None:
+    generator = np.random.default_rng(1)
+    log_odds = np.zeros(64) if even else generator.normal(size=64)
+
+    def draw(count: int) -> np.ndarray:
+        keys = log_odds + generator.gumbel(size=(count, 64))
+        chosen = np.argpartition(-keys, num_ranks - 1, axis=1)[:, :num_ranks]
+        selected = np.zeros((count, 64))
+        np.put_along_axis(selected, chosen, 1.0, axis=1)
+        return selected
+
+    frequencies = draw(40_000).mean(axis=0)[None]
+    for n in (10, 40):
+        maxima = [draw(n).sum(axis=0).max() / n for _ in range(2000)]
+        found = expected_maximum_share(np.array([n]), frequencies)[0, 0]
+        assert found == pytest.approx(np.mean(maxima), abs=0.012)
+
+
+def test_expected_minimum_sum_is_exact() -> None:
+    frequencies = np.array([0.0, 0.02, 0.3, 0.3, 0.9, 1.0])
+    trials, num_types = np.array([1, 3, 40, 700]), np.array([7, 2, 3, 1])
+    found = expected_minimum_sum(trials, num_types, frequencies)
+    for i in range(6):
+        for j in range(6):
+            if i == j:
+                expected = (trials * num_types).sum() * frequencies[i]
+            else:
+                expected = sum(
+                    c
+                    * (
+                        stats.binom.sf(np.arange(n), n, frequencies[i])
+                        * stats.binom.sf(np.arange(n), n, frequencies[j])
+                    ).sum()
+                    for n, c in zip(trials, num_types, strict=True)
+                )
+            assert found[i, j] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_a_router_that_ignores_its_input_shows_what_independence_predicts() -> None:
+    """Real draws of K distinct experts, types with a long tail: measured values equal the independent ones."""
+    generator = np.random.default_rng(2)
+    num_tokens = 60_000
+    types = np.minimum(generator.zipf(1.3, num_tokens) - 1, 2999)
+    keys = generator.normal(scale=0.7, size=32) + generator.gumbel(size=(num_tokens, 32))
+    experts = np.argpartition(-keys, 3, axis=1)[:, :4]
+    rows = np.stack(
+        [np.zeros(num_tokens * 4, int), experts.ravel(), np.repeat(types, 4), np.ones(num_tokens * 4, int)], 1
+    )
+    usage = TokenUsage.from_counts(rows, num_experts_per_token=4, layers=[0], num_experts=32)
+    table = usage.compute()
+    assert int(table.num_types[0]) > 200
+    assert float(table.vocabulary_specialization[0]) == pytest.approx(
+        float(table.vocabulary_specialization_independent[0]), abs=0.008
+    )
+    overlap = usage.vocabulary_overlap()
+    apart = ~np.eye(32, dtype=bool)
+    difference = (overlap.weighted_jaccard - overlap.weighted_jaccard_independent).values[0][apart]
+    assert abs(difference.mean()) < 0.003
+    assert np.abs(difference).max() < 0.05  # rare experts: noise of one draw
+
+
+@pytest.mark.parametrize("domain", ["arxiv", "book"])
+def test_published_token_counts(domain: str) -> None:
+    """Counts of the real OLMoE: every layer's value equals that of a table of the rows."""
+    rows = golden()[f"token_counts_{domain}"]
+    frame = pd.DataFrame(rows, columns=["position", "expert", "token", "count"])
+    layers = golden()["layers"].tolist()
+    for min_count in (1, 10):
+        usage = TokenUsage.from_counts(
+            rows, num_experts_per_token=8, layers=layers, num_experts=64, min_count=min_count
+        )
+        table = usage.compute()
+        for position, layer in enumerate(layers):
+            by_type = frame[frame.position == position].groupby("token")["count"].agg(["max", "sum"])
+            by_type = by_type[by_type["sum"] / 8 >= min_count]
+            shares = by_type["max"] / (by_type["sum"] / 8)
+            at = table.sel(layer=layer)
+            assert float(at.vocabulary_specialization) == pytest.approx(np.mean(shares), rel=1e-12)
+            assert int(at.num_types) == len(shares)
+            assert int(at.num_tokens) == 208_896
+            assert at.vocabulary_specialization > at.vocabulary_specialization_independent
+
+
+def test_known_counts_by_hand() -> None:
+    """Token 7 goes to experts 0, 1 twice and 0, 2 once; token 9 once to 2, 3."""
+    rows = [[0, 0, 7, 1], [0, 0, 7, 2], [0, 1, 7, 2], [0, 2, 7, 1], [0, 2, 9, 1], [0, 3, 9, 1]]
+    usage = TokenUsage.from_counts(
+        np.array(rows), num_experts_per_token=2, layers=[3], num_experts=4, min_count=1, vocab_size=12
+    )
+    table = usage.compute()
+    assert float(table.vocabulary_specialization.sel(layer=3)) == 1.0
+    assert int(table.num_types[0]) == 2
+    assert usage.state["counts_LVE"].shape == (1, 12, 4)
+    few = TokenUsage.from_counts(np.array(rows), num_experts_per_token=2, layers=[3], num_experts=4, min_count=4)
+    assert np.isnan(few.compute().vocabulary_specialization.values[0])
+    assert int(few.compute().num_types[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([3, 0, 0, 1], "layer position 3"),
+        ([0, 8, 0, 1], "expert 8"),
+        ([0, 0, 50, 1], "token id 50"),
+        ([0, 0, 0, -1], "count -1"),
+    ],
+)
+def test_rows_out_of_range_are_refused(row: list[int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TokenUsage.from_counts(
+            np.array([[0, 0, 0, 1], row]), num_experts_per_token=2, layers=LAYERS, num_experts=8, vocab_size=50
+        )
+
+
+def test_rows_of_another_shape_and_unknown_readings_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"shape \(2, 3\)"):
+        TokenUsage.from_counts(np.zeros((2, 3)), num_experts_per_token=2, layers=[0], num_experts=8)
+    with pytest.raises(UsageError, match="output"):
+        TokenUsage(**SIZES, reading="output")
+
+
+def test_a_token_beyond_the_vocabulary_is_an_error_not_another_layers_count() -> None:
+    statistic = TokenUsage(**{**SIZES, "vocab_size": 5})
+    with pytest.raises((IndexError, RuntimeError)):
+        statistic.update(ROUTINGS[0][0])
+    assert not torch.any(statistic.state["counts_LVE"][1:])
