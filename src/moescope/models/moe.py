@@ -1,0 +1,303 @@
+"""`MoEModel`: a loaded model, its facts, and one forward pass that tells what every router decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from moescope.errors import ModelError
+from moescope.models.facts import ModelFacts
+from moescope.models.layout import Layout, no_such_layer
+from moescope.models.listening import RecordMaker
+from moescope.models.routers import RouterFacts, RouterRule
+from moescope.models.seam import LayerSeam, StopForward, hooked
+from moescope.records import ExpertOutputs, Routing, TokenBatch
+
+_LOGIT_BYTES = 64 * 2**20
+
+
+class MoEModel:
+    """A Mixture-of-Experts model that can be looked into; made by `load_model`.
+
+    Attributes:
+        name: As it was asked for.
+        revision: The commit of a hub repository; None for others.
+        hf: transformers' model. With fewer blocks than the checkpoint (`complete` is False) it is the decoder alone,
+            its last norm was not read, and only what comes out of its blocks means anything.
+        facts: Facts of the whole checkpoint.
+        layers: MoE layers that are loaded, decoder block indices.
+        complete: Whether the whole depth is loaded, so that predictions can be had.
+        seams: The seam of each loaded layer, for interventions.
+        rules: How each loaded layer's router decides, found by the probe.
+        probe: What the probe found.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hf: PreTrainedModel,
+        facts: ModelFacts,
+        layout: Layout,
+        *,
+        revision: str | None = None,
+        tokenizer: Any = None,
+        complete: bool = True,
+    ) -> None:
+        self.name = name
+        self.revision = revision
+        self.hf = hf
+        self.facts = facts
+        self.layout = layout
+        self.complete = complete
+        self.layers = tuple(layout.experts)
+        self.seams: dict[int, LayerSeam] = {}
+        self.rules: dict[int, RouterRule] = {}
+        self.probe: Any = None
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            ModelError: It has none.
+        """
+        if self._tokenizer is None:
+            raise ModelError(
+                f"{self.name} has no tokenizer",
+                expected="tokenizer.json or tokenizer_config.json beside config.json",
+                remedy="save the model's tokenizer into the same folder",
+            )
+        return self._tokenizer
+
+    @property
+    def family(self) -> str:
+        """The family, as transformers names it (`model_type`)."""
+        return self.facts.family
+
+    @property
+    def config_hash(self) -> str:
+        """Hash of the checkpoint's configuration."""
+        return self.facts.config_hash
+
+    @property
+    def checkpoint_layers(self) -> tuple[int, ...]:
+        """All MoE layers of the checkpoint."""
+        return self.facts.layers
+
+    @property
+    def num_blocks(self) -> int:
+        """Decoder blocks of the checkpoint."""
+        return self.facts.num_blocks
+
+    @property
+    def num_experts(self) -> int:
+        """E, routed experts of a layer."""
+        return self.facts.num_experts
+
+    @property
+    def num_experts_per_token(self) -> int:
+        """K."""
+        return self.facts.num_experts_per_token
+
+    @property
+    def num_shared_experts(self) -> int:
+        """Experts of a layer that every token goes through."""
+        return self.facts.num_shared_experts
+
+    @property
+    def model_width(self) -> int:
+        """M."""
+        return self.facts.model_width
+
+    @property
+    def expert_width(self) -> int:
+        """F."""
+        return self.facts.expert_width
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the embedding."""
+        return self.facts.vocab_size
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the model was made for; None where nothing bounds it."""
+        return self.facts.max_positions
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the checkpoint."""
+        return self.facts.num_parameters
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters of the checkpoint that take part in one token."""
+        return self.facts.num_active_parameters
+
+    @property
+    def num_loaded_parameters(self) -> int:
+        """Parameters in memory."""
+        return sum(parameter.numel() for parameter in self.hf.parameters())
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes that parameters and buffers take in memory."""
+        return sum(tensor.nbytes for tensor in (*self.hf.parameters(), *self.hf.buffers()))
+
+    @property
+    def router(self) -> RouterFacts:
+        """How the router decides (the first loaded layer's; the probe proves that all layers share the rule)."""
+        return self.rules[self.layers[0]].facts()
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the input embeddings."""
+        return next(self.hf.get_input_embeddings().parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.hf.dtype
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its head: ids or embeddings in, last hidden state out."""
+        return self.hf.base_model if self.complete else self.hf
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks that are loaded."""
+        blocks = self.hf.get_submodule(self.layout.blocks_path)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
+
+    def experts(self, layer: int) -> nn.Module:
+        """A layer's experts module, as transformers made it."""
+        return self.seams[layer].experts
+
+    def check_layers(self, layers: Sequence[int] | None) -> list[int]:
+        """Layers to look at, ascending, each once; None means all that are loaded.
+
+        Raises:
+            UsageError: A layer that is not loaded or is no MoE layer; lists those that are.
+        """
+        if layers is None:
+            return list(self.layers)
+        chosen = sorted({int(layer) for layer in layers})
+        unknown = [layer for layer in chosen if layer not in self.layers]
+        if unknown or not chosen:
+            raise no_such_layer(unknown, self.layers, self.name)
+        return chosen
+
+    def listen(
+        self,
+        input_ids_BS: Tensor,
+        tokens: TokenBatch,
+        keep_T: Tensor,
+        *,
+        layers: Sequence[int],
+        on_routing: Callable[[Routing], None],
+        on_outputs: Callable[[ExpertOutputs], None] | None = None,
+        needs_logits: bool = True,
+        needs_inputs: bool = False,
+        predictions: bool = False,
+    ) -> Tensor | None:
+        """One forward pass that tells what each layer's router decided, and what its experts put out.
+
+        The batch is padded on the right and goes without an attention mask: a causal model's kept tokens can't see
+        what comes after them. The pass ends at the deepest layer asked, before its experts if no one listens to them.
+
+        Args:
+            input_ids_BS: Token ids, int64, on `device`.
+            tokens: Where the kept tokens come from.
+            keep_T: Rows of the flattened batch that are counted, ascending, int64.
+            layers: MoE layers to look at.
+            on_routing: Takes each layer's record, in order of depth.
+            on_outputs: Takes each layer's expert outputs, after its routing.
+            needs_logits: Whether records carry logits (and selection values).
+            needs_inputs: Whether records carry the experts' inputs.
+            predictions: Run the whole depth, and return the most probable next token of each kept token.
+
+        Returns:
+            Predicted token ids (T,), int64, or None.
+
+        Raises:
+            ModelError: Predictions of a model that is not complete.
+            UsageError: A layer that is not loaded.
+        """
+        chosen = self.check_layers(layers)
+        if predictions and not self.complete:
+            raise ModelError(
+                f"{self.name} was loaded down to layer {self.layers[-1]}: it can't predict tokens",
+                remedy="load it without `layers`",
+            )
+        seams = {layer: self.seams[layer] for layer in chosen}
+        maker = RecordMaker(
+            tokens=tokens,
+            keep_T=None if keep_T.shape[0] == input_ids_BS.numel() else keep_T,
+            rules=self.rules,
+            device=self.device,
+            num_experts=self.num_experts,
+            on_routing=on_routing,
+            on_outputs=on_outputs,
+            needs_logits=needs_logits,
+            needs_inputs=needs_inputs,
+        )
+        with torch.inference_mode(), hooked(seams, logits=needs_logits):
+            for seam in seams.values():
+                seam.listener = maker
+            seams[chosen[-1]].stop = not predictions
+            hidden_BSM = self.last_hidden(input_ids_BS)
+            if hidden_BSM is None:
+                return None
+            return self.predict(hidden_BSM.flatten(0, 1).index_select(0, keep_T.to(hidden_BSM.device)))
+
+    def last_hidden(self, input_ids_BS: Tensor) -> Tensor | None:
+        """The decoder's last hidden state, B x S x M; None if a seam ended the pass before it."""
+        try:
+            return self.decoder(input_ids=input_ids_BS, use_cache=False).last_hidden_state
+        except StopForward:
+            return None
+
+    def predict(self, hidden_TM: Tensor) -> Tensor:
+        """The most probable next token after each of these last hidden states, int64, on `device`."""
+        rows = max(1, _LOGIT_BYTES // (4 * self.vocab_size))
+        parts = [self.logits(part_nM).argmax(-1) for part_nM in hidden_TM.split(rows)]
+        return torch.cat(parts).to(self.device) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
+
+    def logits(self, hidden_TM: Tensor) -> Tensor:
+        """Next-token logits of last hidden states, T x V, exactly as the family's own head makes them.
+
+        The family's `forward` runs with these states in place of its decoder's, so that scalings and caps of logits
+        are the family's own. Gradients pass.
+
+        Raises:
+            ModelError: The model is not complete.
+        """
+        if not self.complete:
+            raise ModelError(f"{self.name} was loaded without its head", remedy="load it without `layers`")
+        with _given(self.decoder, hidden_TM.unsqueeze(0)):
+            ids = torch.zeros((1, hidden_TM.shape[0]), dtype=torch.int64, device=self.device)
+            return self.hf(input_ids=ids, use_cache=False).logits.squeeze(0)
+
+
+@contextmanager
+def _given(decoder: nn.Module, hidden_BSM: Tensor) -> Iterator[None]:
+    """Lets a decoder return these states without computing anything."""
+    from transformers.modeling_outputs import MoeModelOutputWithPast
+
+    own = decoder.__dict__.get("forward")
+    decoder.__dict__["forward"] = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden_BSM)
+    try:
+        yield
+    finally:
+        if own is None:
+            del decoder.__dict__["forward"]
+        else:
+            decoder.__dict__["forward"] = own
