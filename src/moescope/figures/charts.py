@@ -6,10 +6,17 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from moescope.figures import style
+from moescope.figures.keys import (
+    colour_labels,
+    depth_colours,
+    depth_key,
+    domain_order,
+    group_legend,
+    legend_above,
+)
 from moescope.figures.style import styled
 from moescope.figures.ticks import axis_inches, cell_labels, colour_scale, integer_ticks, power_of_ten
 
@@ -21,6 +28,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
+__all__ = [
+    "band",
+    "bars",
+    "colour_labels",
+    "depth_colours",
+    "depth_key",
+    "domain_order",
+    "group_legend",
+    "heatmap",
+    "histogram",
+    "label",
+    "legend_above",
+    "lines",
+    "log_ticks",
+    "panel_colourbar",
+    "small_multiples",
+]
+
 
 @styled
 def label(ax: Axes, *, x: str | None = None, y: str | None = None, title: str | None = None) -> None:
@@ -31,48 +56,6 @@ def label(ax: Axes, *, x: str | None = None, y: str | None = None, title: str | 
         ax.set_ylabel(y)
     if title is not None:
         ax.set_title(title)
-
-
-def domain_order(domains: Sequence[str], groups: Mapping[str, str]) -> list[int]:
-    """Indices that put domains of one group side by side: known groups first, in their order; no group last."""
-    ranks = {group: rank for rank, group in enumerate(style.group_colours(groups))}
-    return sorted(range(len(domains)), key=lambda i: (ranks.get(groups.get(domains[i], ""), len(ranks)), i))
-
-
-@styled
-def colour_labels(ax: Axes, groups: Mapping[str, str], axis: Literal["x", "y"] = "y") -> None:
-    """Colours the tick labels that are domains by their group; others (such as "all") stay as they are."""
-    colours = style.group_colours(groups)
-    for tick in ax.get_yticklabels() if axis == "y" else ax.get_xticklabels():
-        group = groups.get(tick.get_text())
-        if group in colours:
-            tick.set_color(style.ink(colours[group]))
-
-
-@styled
-def group_legend(fig: Figure, groups: Mapping[str, str]) -> None:
-    """A legend of the groups' colours above the axes, in a row; nothing where there are no groups."""
-    colours = style.group_colours(groups)
-    handles = [Line2D([], [], marker="s", linestyle="", color=colours[group], label=group) for group in colours]
-    if handles:
-        fig.legend(
-            handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.1
-        )
-
-
-@styled
-def legend_above(ax: Axes) -> None:
-    """The legend of what was drawn so far, between title and axes, where it can cover nothing."""
-    handles, names = ax.get_legend_handles_labels()
-    if not handles:
-        return
-    widest = max(len(str(name)) for name in names) * 0.058 + 0.32  # inches: mean advance of 7 pt, and the handle
-    columns = max(1, min(len(names), int(axis_inches(ax, "x") / 0.75 * 0.9 / widest)))
-    rows = math.ceil(len(names) / columns)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, columnspacing=1.0, borderpad=0.1)
-    title = ax.get_title(loc="left")
-    if title:
-        ax.set_title(title, pad=5 + rows * style.SMALL_FONT_SIZE * 1.45)
 
 
 @styled
@@ -165,6 +148,7 @@ def lines(
     integers: bool = True,
     legend: bool = True,
     ylim: tuple[float | None, float | None] | None = None,
+    log_y: bool = False,
 ) -> None:
     """Lines with markers over x, one a series, and a translucent band around those that have one.
 
@@ -181,6 +165,7 @@ def lines(
         integers: x are whole numbers (layers): ticks only at them.
         legend: Names the series; drawn only where there are two or more, or a baseline.
         ylim: Limits of the values; None at either end: as matplotlib finds.
+        log_y: Logarithmic values, all of them positive.
     """
     x = np.asarray(x, dtype=float)
     for position, (name, values) in enumerate(series.items()):
@@ -194,8 +179,12 @@ def lines(
     if integers:
         ax.xaxis.set_major_locator(FixedLocator(integer_ticks(x, axis_inches(ax, "x"))))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    if log_y:
+        ax.set_yscale("log")
     if ylim is not None:
         ax.set_ylim(*ylim)
+    if log_y:
+        log_ticks(ax, "y")
     ax.grid(axis="y")
     _label(ax, xlabel, ylabel, title)
     if legend and len(series) + (baseline is not None) > 1:
@@ -204,9 +193,12 @@ def lines(
 
 @styled
 def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, colour: str, label: str | None = None) -> None:
-    """A translucent band from low to high; bands laid over each other darken."""
-    ax.fill_between(np.asarray(x, dtype=float), np.asarray(low, dtype=float), np.asarray(high, dtype=float),
-                    color=colour, alpha=0.18, linewidth=0, label=label, zorder=1.5)  # fmt: skip
+    """A translucent band from low to high; bands laid over each other darken. A bar where x is a single value."""
+    x, low, high = (np.atleast_1d(np.asarray(values, dtype=float)) for values in (x, low, high))
+    if len(x) == 1:
+        ax.vlines(x, low, high, color=colour, alpha=0.25, linewidth=6, label=label or "", zorder=1.5)
+    else:
+        ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, label=label, zorder=1.5)
 
 
 @styled
