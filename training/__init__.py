@@ -1,0 +1,1 @@
+"""How the embedded corpus and model were made; not part of the package."""
