@@ -64,7 +64,7 @@ def run_sorted(experts: Any, inputs_AM: Tensor, offsets_E1: list[int]) -> Tensor
 
 
 def run_expert(experts: Any, expert: int, inputs_nM: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """One expert on any inputs, each row on its own.
+    """One expert on any inputs, each row by itself.
 
     Args:
         experts: A module that enters the seam.

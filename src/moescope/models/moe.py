@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moescope.errors import ModelError
+from moescope.errors import ModelError, UsageError
+from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
 from moescope.models.layout import Layout, no_such_layer
 from moescope.models.listening import RecordMaker
 from moescope.models.routers import RouterFacts, RouterRule
 from moescope.models.seam import LayerSeam, StopForward, hooked
+from moescope.models.weights import ExpertWeights, expert_weights
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 
 _LOGIT_BYTES = 64 * 2**20
@@ -177,9 +179,62 @@ class MoEModel:
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
-    def experts(self, layer: int) -> nn.Module:
+    def experts(self, layer: int) -> Any:
         """A layer's experts module, as transformers made it."""
         return self.seams[layer].experts
+
+    def expert_weights(self, layer: int) -> ExpertWeights:
+        """A layer's gate, up and down matrices and its router's, in one orientation for all families."""
+        seam = self.seams[self.check_layers([layer])[0]]
+        return expert_weights(seam.experts, seam.router)
+
+    @torch.no_grad()
+    def expert_outputs(
+        self,
+        layer: int,
+        inputs_NM: Tensor,
+        experts: Sequence[int] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        rows: int = 4096,
+    ) -> Tensor:
+        """What experts put out for given inputs, each expert for every input, before any routing weight.
+
+        Args:
+            layer: A loaded MoE layer.
+            inputs_NM: Inputs of the layer's experts, such as `Routing.inputs_TM`.
+            experts: Which experts; default all.
+            dtype: Compute and return in this dtype instead of the model's, such as float32 for a bfloat16 model.
+            rows: Inputs that go through an expert at a time; bounds the memory beside the result.
+
+        Returns:
+            (number of experts, N, M), on the layer's device.
+
+        Raises:
+            UsageError: A layer that is not loaded, or an expert that does not exist.
+        """
+        module = self.experts(self.check_layers([layer])[0])
+        chosen = self.check_experts(experts)
+        inputs_NM = inputs_NM.to(module.down_proj.device)
+        outputs = [
+            torch.cat([run_expert(module, expert, part_nM, dtype) for part_nM in inputs_NM.split(rows)])
+            for expert in chosen
+        ]
+        return torch.stack(outputs)
+
+    def check_experts(self, experts: Sequence[int] | None) -> list[int]:
+        """Experts to look at, in the order given; None means all.
+
+        Raises:
+            UsageError: An expert that does not exist.
+        """
+        if experts is None:
+            return list(range(self.num_experts))
+        unknown = [expert for expert in experts if not 0 <= expert < self.num_experts]
+        if unknown or not experts:
+            what = f"{self.name} has no expert {', '.join(map(str, unknown))}" if unknown else "no expert was asked for"
+            raise UsageError(what, expected=f"experts 0-{self.num_experts - 1}, counted from 0")
+        return [int(expert) for expert in experts]
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Layers to look at, ascending, each once; None means all that are loaded.

@@ -186,7 +186,12 @@ def _find_router(model: MoEModel, layer: int, what: _Seen) -> tuple[str, int | N
     assert what.weights_NK is not None
     where = f"layer {layer} of {model.name} ({model.family})"
     block = model.layout.moe_block(model.hf, layer)
-    candidates = {key: value for key, value in what.tensors.items() if value.shape[0] == what.expert_ids_NK.shape[0]}
+    outer_first = list(model.layout.router_candidates(model.hf, layer))
+    candidates = {
+        key: what.tensors[key]
+        for key in sorted(what.tensors, key=lambda key: (outer_first.index(key[0]), key[1] or 0))
+        if what.tensors[key].shape[0] == what.expert_ids_NK.shape[0]
+    }
     tolerance = 1e-4 if what.weights_NK.dtype == torch.float32 and model.dtype == torch.float32 else 3e-2
     tried: list[str] = []
     probabilities: list[str] = []

@@ -226,7 +226,7 @@ def _weighings(
             yield _with(rule, expert_scaling_E=factor_E)
     threshold = _attribute(router, block, ("router_jitter_noise",))
     if threshold is not None:
-        yield RouterRule("softmax", num_selected, selection="logit", threshold=float(threshold))
+        yield RouterRule("softmax", num_selected, threshold=float(threshold))
     for rule in plain:
         ratio = (weights_NK / rule.weigh(logits_NE, expert_ids_NK).clamp_min(1e-20)).median()
         yield _with(rule, scaling=float(ratio))
