@@ -161,12 +161,11 @@ class TokenUsage(Statistic):
         if type_ids_T is None:
             raise RuntimeError("predicted tokens are known only after the forward pass, where someone asks for them")
         type_ids_T = type_ids_T.to(self.device)
-        if self.reading == "next":
-            has_next_T = type_ids_T >= 0
-            type_ids_T, expert_ids_TK = type_ids_T[has_next_T], expert_ids_TK[has_next_T]
+        ones_T = torch.ones(type_ids_T.shape[0], dtype=torch.int32, device=self.device)
+        if self.reading == "next":  # where there is no next token, nothing is added to type 0
+            ones_T, type_ids_T = (type_ids_T >= 0).to(torch.int32), type_ids_T.clamp(min=0)
         cells_TK = (position * self.vocab_size + type_ids_T[:, None]) * self.num_experts + expert_ids_TK
-        ones_A = torch.ones(cells_TK.numel(), dtype=torch.int32, device=self.device)
-        self._combine("counts_LVE", ones_A, at=cells_TK.reshape(-1))
+        self._combine("counts_LVE", ones_T[:, None].expand_as(cells_TK).reshape(-1), at=cells_TK.reshape(-1))
 
     def compute(self) -> xr.Dataset:
         """Vocabulary specialization `mean_x max_e N_xe / N_x` per layer, and its value under independent routing.
