@@ -149,8 +149,8 @@ def _heat_maps(table: xr.Dataset, context: Context, measure: str, reading: str, 
         ylabel="experts, in the same order",
         vmin=0.0,
         vmax=float(np.quantile(finite, 0.995)) if finite.size else 1.0,
-        note=f"overlap of {reading}; above the diagonal: measured, below: under independent routing; each layer has its "
-        "own order; colours end at 99.5 % of all values",
+        note=f"overlap of {reading}; above the diagonal: measured, below: under independent routing; each layer has "
+        "its own order; colours end at 99.5 % of all values",
     )
 
 
