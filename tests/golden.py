@@ -1,6 +1,7 @@
 """Published routing counts of OLMoE-1B-7B-0924; tests that need them are skipped where they are not at hand.
 
-They are not part of the project. Name the file with MOESCOPE_GOLDEN, or put it in `shared/golden` beside the checkout.
+They are not part of the project. They are looked for in the folder that
+MOESCOPE_GOLDEN names, else in `shared/golden` beside the checkout.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-DEFAULT = Path(__file__).parents[2] / "shared" / "golden" / "olmoe-0924-routing.npz"
+DEFAULT = Path(__file__).parents[2] / "shared" / "golden"
 
 
 @cache
@@ -23,7 +24,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 def golden() -> dict[str, np.ndarray]:
     """The arrays by name; skips the test that asks if there are none."""
-    path = Path(os.environ.get("MOESCOPE_GOLDEN", DEFAULT))
+    path = Path(os.environ.get("MOESCOPE_GOLDEN") or DEFAULT) / "olmoe-0924-routing.npz"
     if not path.is_file():
         pytest.skip(f"no published counts at {path}")
     return _load(path)

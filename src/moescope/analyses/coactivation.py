@@ -128,8 +128,8 @@ class Coactivation(Analysis):
                 vmin=-LOG2_LIMIT,
                 vmax=LOG2_LIMIT,
                 centre=0.0,
-                note="how often two experts are selected together; each layer has its own order; −3 and 3: an eighth and "
-                "eight times as often, or beyond",
+                note="how often two experts are selected together; each layer has its own order; −3 and 3: an eighth "
+                "and eight times as often, or beyond",
             ),
         )
 

@@ -120,8 +120,8 @@ class Paths(Analysis):
                 vmin=-LOG2_LIMIT,
                 vmax=LOG2_LIMIT,
                 centre=0.0,
-                note="tokens with both experts, all pairs of selected ones; a layer has one order in both its panels; −3 "
-                "and 3: an eighth and eight times as often, or beyond",
+                note="tokens with both experts, all pairs of selected ones; a layer has one order in both its panels; "
+                "−3 and 3: an eighth and eight times as often, or beyond",
             ),
         )
 
