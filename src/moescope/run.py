@@ -172,7 +172,7 @@ def capture(
         "batch_tokens": batch_tokens,
         "predictions": context.predictions,
     }
-    manifest = _manifest(replace(context, num_tokens=counted), corpus, sampler, options, list(asked), command)
+    manifest = make_manifest(replace(context, num_tokens=counted), corpus, sampler, options, list(asked), command)
     manifest.wall_seconds = round(time.perf_counter() - started, 3)
     return Run(replace(context, num_tokens=counted), asked, statistics, manifest)
 
@@ -188,9 +188,10 @@ def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Stati
     return statistics
 
 
-def _manifest(
+def make_manifest(
     context: Context, corpus: Corpus, sampler: Sampler, options: dict[str, Any], asked: list[str], command: str
 ) -> Manifest:
+    """What was run, on what, with what; wall time is left to be filled in."""
     model = context.model
     domains = zip(corpus.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
     return Manifest(
