@@ -134,11 +134,8 @@ class Sampler:
             if size >= LOOK_AHEAD_BATCHES * self._batch_tokens:
                 batches = pack(waiting, self._batch_tokens)
                 # Rows that fill less than half a batch wait for others of their length.
-                waiting = min(batches, key=_size)
-                if 2 * _size(waiting) < self._batch_tokens:
-                    batches.remove(waiting)
-                else:
-                    waiting = []
+                smallest = min(range(len(batches)), key=lambda index: _size(batches[index]))
+                waiting = batches.pop(smallest) if 2 * _size(batches[smallest]) < self._batch_tokens else []
                 size = _size(waiting)
                 yield from map(self._batch, batches)
         yield from map(self._batch, pack(waiting, self._batch_tokens))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ BUFFER_CHARACTERS = 2**23
 # Records looked at to find out which domains there are, and records read in vain before a stream is left.
 DISCOVERY_RECORDS = 10_000
 PATIENCE_RECORDS = 1_000_000
+
+# Files of a dataset that are read in turn.
+OPEN_FILES = 4
 
 # Where a dataset has several parts and none is named.
 SPLITS = ("validation", "test", "train")
@@ -108,11 +112,8 @@ class HuggingFaceCorpus(Corpus):
         """See `Corpus.stream`. Left after a million records without a document of a domain still wanted."""
         known = set(self.domains)
         in_vain = 0
-        # A buffer of one: datasets draws the order of the files, we that of the records, by characters and not only
-        # by number, or a thousand books would fill the memory.
-        dataset = self._dataset.shuffle(seed=stable_hash(seed) % 2**32, buffer_size=1)
         documents = shuffled(
-            self._documents(self._needed(dataset), problems),
+            self._documents(self._needed(self._dataset), seed, problems),
             stable_hash(seed, self.name),
             max_documents=BUFFER_DOCUMENTS,
             max_characters=BUFFER_CHARACTERS,
@@ -137,8 +138,8 @@ class HuggingFaceCorpus(Corpus):
         wanted = {*fields, *(field.split(".")[0] for field in fields), "url", "source", "licence", "license"}
         return dataset.select_columns([column for column in dataset.column_names if column in wanted])
 
-    def _documents(self, dataset: IterableDataset, problems: Problems) -> Iterator[Document]:
-        for number, record in enumerate(self._records(dataset)):
+    def _documents(self, dataset: IterableDataset, seed: int, problems: Problems) -> Iterator[Document]:
+        for number, record in enumerate(self._records(_interleaved(dataset, stable_hash(seed, self.path)))):
             address = record.get("url")
             document = to_document(
                 record,
@@ -151,7 +152,7 @@ class HuggingFaceCorpus(Corpus):
             if document is not None:
                 yield document
 
-    def _records(self, dataset: IterableDataset) -> Iterator[Mapping[str, Any]]:
+    def _records(self, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         try:
             yield from dataset
         except (ConnectionError, TimeoutError) as error:
@@ -267,3 +268,25 @@ class HuggingFaceCorpus(Corpus):
                 f"dataset {self.path} has no part {chosen!r}", expected=f"one of {', '.join(map(str, parts))}"
             )
         return parts[chosen], str(chosen)
+
+
+def _interleaved(dataset: IterableDataset, key: int) -> Iterator[Mapping[str, Any]]:
+    """Records of the dataset's files, the files in an order drawn from `key`, a few of them in turn.
+
+    `IterableDataset.shuffle` would do the same with a thread for each file, and wait five seconds for them to end.
+    """
+    order = list(range(dataset.num_shards))
+    random.Random(key).shuffle(order)
+    waiting = iter(order)
+    streams: list[Iterator[Mapping[str, Any]]] = []
+    while True:
+        while len(streams) < OPEN_FILES and (index := next(waiting, None)) is not None:
+            streams.append(iter(dataset.shard(num_shards=len(order), index=index)))
+        if not streams:
+            return
+        for stream in list(streams):
+            record = next(stream, None)
+            if record is None:
+                streams.remove(stream)
+            else:
+                yield record

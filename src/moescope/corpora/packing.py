@@ -17,7 +17,7 @@ from moescope.records import TokenBatch
 BATCH_COST = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Rows of text to run through a model, and which of their tokens count.
 
@@ -47,7 +47,7 @@ class Batch:
         return Batch(self.input_ids_BS.to(device), self.keep_T.to(device), placed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window:
     """A run of tokens of one document, and the row it is fed as.
 
