@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "band",
@@ -64,8 +64,8 @@ def heatmap(
     matrix: ArrayLike,
     *,
     label: str,
-    rows: Sequence[Any] | None = None,
-    columns: Sequence[Any] | None = None,
+    rows: Sequence[Any] | NDArray[Any] | None = None,
+    columns: Sequence[Any] | NDArray[Any] | None = None,
     xlabel: str | None = None,
     ylabel: str | None = None,
     title: str | None = None,
@@ -213,6 +213,7 @@ def histogram(
     name: str | None = None,
     colour: str = style.COLOURS[0],
     filled: bool = True,
+    steps: bool = True,
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
@@ -228,6 +229,7 @@ def histogram(
         name: For a legend; call `legend_above` when all are drawn.
         colour: Of line and filling.
         filled: Whether the area is tinted.
+        steps: False for a thin line through the bins' centres: many histograms in one panel.
         log_x: Edges are spaced evenly in log10: a logarithmic axis.
         log_y: Logarithmic heights.
     """
@@ -238,7 +240,11 @@ def histogram(
         counts = np.maximum(counts, bottom)  # an empty bin lies on the floor of the axis, not at minus infinity
     if filled:
         ax.stairs(counts, edges, baseline=bottom, fill=True, color=colour, alpha=0.25, linewidth=0)
-    ax.stairs(counts, edges, baseline=bottom, color=colour, linewidth=1.0, label=name)
+    if steps:
+        ax.stairs(counts, edges, baseline=bottom, color=colour, linewidth=1.0, label=name)
+    else:
+        centres = np.sqrt(edges[:-1] * edges[1:]) if log_x else (edges[:-1] + edges[1:]) / 2
+        ax.plot(centres, counts, color=colour, linewidth=0.8, label=name)
     if log_x:
         ax.set_xscale("log")
         log_ticks(ax, "x")

@@ -55,8 +55,9 @@ def legend_above(ax: Axes) -> None:
     handles, names = ax.get_legend_handles_labels()
     if not handles:
         return
-    widest = max(len(str(name)) for name in names) * 0.058 + 0.32  # inches: mean advance of 7 pt, and the handle
-    columns = max(1, min(len(names), int(axis_inches(ax, "x") / 0.75 * 0.9 / widest)))
+    widths = [len(str(name)) * 0.055 + 0.42 for name in names]  # inches: mean advance of 7 pt, handle, gap
+    room = axis_inches(ax, "x") / 0.75 * 0.85
+    columns = len(names) if sum(widths) <= room else max(1, min(len(names), int(room / max(widths))))
     rows = math.ceil(len(names) / columns)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, columnspacing=1.0, borderpad=0.1)
     title = ax.get_title(loc="left")
@@ -84,5 +85,6 @@ def depth_key(fig: Figure, axes: Any, layers: Sequence[int]) -> None:
         ScalarMappable(norm, colours), ax=axes, label="layer", fraction=0.05, pad=0.02, aspect=30, ticks=list(shown)
     )
     bar.ax.set_yticklabels([str(layers[position]) for position in shown])
+    bar.minorticks_off()
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -40,7 +41,7 @@ def colour_scale(
     return TwoSlopeNorm(centre, min(low, centre - margin), max(high, centre + margin)), style.DIVERGING
 
 
-def cell_labels(ax: Axes, axis: Literal["x", "y"], count: int, names: Sequence[Any] | None) -> None:
+def cell_labels(ax: Axes, axis: Literal["x", "y"], count: int, names: Sequence[Any] | NDArray[Any] | None) -> None:
     """Labels the cells along an axis: smaller letters first, then every second, fourth, ... where there is no room."""
     texts = [str(name) for name in (range(count) if names is None else names)]
     words = any(not text.lstrip("-").isdigit() for text in texts)

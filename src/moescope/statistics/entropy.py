@@ -176,10 +176,12 @@ class RouterEntropy(Statistic):
         shares_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp_min(1e-300)
         selected_entropy_T = -(shares_TK * shares_TK.clamp_min(1e-300).log()).sum(dim=-1)
 
-        if record.selection_values_TE is None:
+        values_TE = record.selection_values_TE
+        if values_TE is None and record.scoring == "sigmoid":
+            values_TE = record.logits_TE.sigmoid()
+        if values_TE is None:
             lowest_T, has_boundary_T = selected_TK.amin(dim=-1), unselected_T >= 0
         else:
-            values_TE = record.selection_values_TE
             lowest_T = values_TE.gather(1, ids_TK).amin(dim=-1)
             unselected_T = values_TE.masked_fill(record.selected_TE > 0, -torch.inf).amax(dim=-1)
             has_boundary_T = (unselected_T > -torch.inf) & (lowest_T > -torch.inf)
