@@ -128,9 +128,9 @@ class ExpertUsage(Statistic):
         num_documents, num_domains = drawn.lengths_B.shape[0], len(self.domains)
 
         counts_BE = drawn.real.new_zeros((num_documents, self.num_experts))
-        counts_BE.index_add_(0, drawn.rows_T, record.selected_TE.to(counts_BE.dtype))
+        counts_BE.index_add_(0, drawn.rows_T, record.selected_TE.to(counts_BE))
         probabilities_BE = torch.zeros_like(counts_BE, dtype=torch.float64)
-        probabilities_BE.index_add_(0, drawn.rows_T, record.probabilities_TE.double())
+        probabilities_BE.index_add_(0, drawn.rows_T, record.probabilities_TE.to(probabilities_BE))
 
         cells_HDE = counts_BE.new_zeros((2 * num_domains, self.num_experts)).index_add_(0, drawn.cells_B, counts_BE)
         self._combine("counts_LHDE", cells_HDE.view(2, num_domains, -1), layer)
@@ -160,12 +160,15 @@ class ExpertUsage(Statistic):
         """
         real = torch.zeros((), device=self.device, dtype=torch.float32 if tokens.num_tokens < 9e5 else torch.float64)
         num_domains, num_bootstrap = len(self.domains), self.parameters["num_bootstrap"]
-        cells_B = halves(tokens.document_hashes_B, seed=self.seed) * num_domains + tokens.domain_ids_B
+        hashes_B, domain_ids_B, rows_T = (
+            tensor.to(self.device) for tensor in (tokens.document_hashes_B, tokens.domain_ids_B, tokens.rows_T)
+        )
+        cells_B = halves(hashes_B, seed=self.seed) * num_domains + domain_ids_B
         order_B = cells_B.argsort(stable=True)
         rank_B = torch.empty_like(order_B)
         rank_B[order_B] = torch.arange(order_B.shape[0], device=order_B.device)
-        rows_T = rank_B[tokens.rows_T]
-        cells_B, hashes_B = cells_B[order_B], tokens.document_hashes_B[order_B]
+        rows_T = rank_B[rows_T]
+        cells_B, hashes_B = cells_B[order_B], hashes_B[order_B]
         lengths_B = torch.zeros_like(cells_B).index_add_(0, rows_T, torch.ones_like(rows_T))
 
         def by_cell(values_BX: Tensor) -> Tensor:
