@@ -10,10 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from moescope.analyses.base import Analysis, Context
-from moescope.analyses.drawing import chosen_panels
-from moescope.figures import caption, charts, style
-from moescope.figures.bins import densities
-from moescope.statistics.entropy import MEASURES, POOLED, RouterEntropy
+from moescope.statistics.entropy import MEASURES, RouterEntropy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,12 +71,16 @@ class Entropy(Analysis):
         return {"router_entropy_histograms": arrays}
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:
-        """Entropy and shares by layer, entropy by layer and domain, entropy's histogram by layer, margins by layer."""
-        yield "router_decisiveness", _decisiveness(table, context)
+        """Entropy, shares, margins by layer (histograms if there is but one); entropy by domain; its histograms."""
+        from moescope.analyses import entropy_figures as draw
+
+        alone = table.sizes["layer"] == 1
+        yield "router_decisiveness", (draw.decisiveness_of_one if alone else draw.decisiveness)(table, context)
         if len(context.domains) > 1:
-            yield "router_entropy_domains", _domains(table, context)
-        yield "router_entropy_histograms", _histograms(table, context)
-        yield "router_margins", _margins(table, context)
+            yield "router_entropy_domains", (draw.domains_of_one if alone else draw.domains)(table, context)
+        if not alone:
+            yield "router_entropy_histograms", draw.histograms(table, context)
+        yield "router_margins", (draw.margins_of_one if alone else draw.margins)(table, context)
 
 
 def router_entropy_frame(table: xr.Dataset) -> pd.DataFrame:
@@ -98,130 +99,3 @@ def router_entropy_frame(table: xr.Dataset) -> pd.DataFrame:
         "domain": np.tile(table["domain"].values.astype(object), num_layers),
     }
     return pd.DataFrame(rows | {name: values.values.ravel() for name, values in columns.items()})
-
-
-def _band(table: xr.Dataset, name: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    quantile = table[f"{name}_quantile"].sel(domain=POOLED)
-    return quantile.sel(quantile=low).values, quantile.sel(quantile=high).values
-
-
-def _median(table: xr.Dataset, name: str) -> np.ndarray:
-    return table[f"{name}_quantile"].sel(domain=POOLED, quantile=0.5).values
-
-
-def _decisiveness(table: xr.Dataset, context: Context) -> Figure:
-    layers = table["layer"].values
-    num_experts, num_selected = table.attrs["num_experts"], table.attrs["num_experts_per_token"]
-    fig, (left, right) = style.figure("page", 2.5, 1, 2)
-    colour = style.COLOURS[0]
-    charts.band(left, layers, *_band(table, "entropy", 0.05, 0.95), colour=colour)
-    charts.lines(
-        left,
-        layers,
-        {"median": _median(table, "entropy")},
-        bands={"median": _band(table, "entropy", 0.25, 0.75)},
-        xlabel="layer",
-        ylabel="router entropy (nats)",
-        baseline=(f"uniform, ln {num_experts}", float(np.log(num_experts))),
-        ylim=(0, None),
-    )
-    shares = {"top-1 probability": "top1_probability", f"top-{num_selected} mass": "topk_mass"}
-    if num_selected == 1:
-        shares.popitem()
-    charts.lines(
-        right,
-        layers,
-        {words: _median(table, name) for words, name in shares.items()},
-        bands={words: _band(table, name, 0.25, 0.75) for words, name in shares.items()},
-        xlabel="layer",
-        ylabel="probability",
-        baseline=(f"uniform mass, {num_selected}/{num_experts}", num_selected / num_experts),
-        ylim=(0, 1),
-    )
-    caption(fig, context, "medians over tokens; bands: 25-75 % of tokens, on the left also 5-95 %")
-    return fig
-
-
-def _domains(table: xr.Dataset, context: Context) -> Figure:
-    order = charts.domain_order(context.domains, context.groups)
-    names = [context.domains[position] for position in order]
-    groups = {name: context.groups[name] for name in names if name in context.groups}
-    by_domain = table.sel(domain=names)
-    label = "normalised entropy (share of ln E)"
-    layers = table["layer"].values
-    if len(layers) == 1:
-        fig, ax = style.figure("column", style.height_for(len(names), around=0.9))
-        values = by_domain["normalized_entropy_mean"].values[0]
-        low, high = (by_domain["normalized_entropy_quantile"].sel(quantile=q).values[0] for q in (0.25, 0.75))
-        charts.bars(ax, names, values, low=low, high=high, xlabel=label, groups=groups)
-        ax.set_xlim(0, 1)
-        note = f"layer {layers[0]}; means over tokens; lines: 25-75 % of tokens"
-    else:
-        fig, ax = style.figure("column" if len(layers) <= 32 else "page", style.height_for(len(names), around=0.9))
-        starts = [groups.get(name) for name in names]
-        charts.heatmap(
-            ax,
-            by_domain["normalized_entropy_mean"].values.T,
-            rows=names,
-            columns=layers,
-            label=label,
-            xlabel="layer",
-            groups=groups,
-            row_gaps=[i for i in range(1, len(names)) if starts[i] != starts[i - 1]],
-        )
-        note = "means over tokens"
-    if groups:
-        charts.group_legend(fig, groups)
-    caption(fig, context, note)
-    return fig
-
-
-def _histograms(table: xr.Dataset, context: Context) -> Figure:
-    shown = chosen_panels(table.sizes["layer"])
-    layers = table["layer"].values[shown]
-    counts = table["entropy_counts"].sel(domain=POOLED).values[shown]
-    edges, density = densities(table["entropy_bin"].values[1:], counts, num_bins=48, cut=0.0)
-    if len(shown) == 1:
-        fig, ax = style.figure()
-        charts.histogram(ax, edges, density[0], xlabel="router entropy (nats)", ylabel="density of tokens (1/nat)")
-        note = f"layer {layers[0]}"
-    else:
-        fig, axes = charts.small_multiples(len(shown))
-        for ax, layer, heights in zip(axes, layers, density, strict=True):
-            charts.histogram(ax, edges, heights, title=f"layer {layer}")
-        fig.supxlabel("router entropy (nats)")
-        fig.supylabel("density of tokens (1/nat)")
-        note = f"{len(shown)} of {table.sizes['layer']} layers shown" if len(shown) < table.sizes["layer"] else ""
-    caption(fig, context, f"{note}; uniform: ln E = {np.log(table.attrs['num_experts']):.2f} nats".lstrip("; "))
-    return fig
-
-
-def _margins(table: xr.Dataset, context: Context) -> Figure:
-    layers = table["layer"].values
-    fig, axes = style.figure("page", 2.5, 1, 2)
-    selects_by = table.attrs["selects_by"]
-    # the long descriptions of group-limited selection do not fit an axis; the small print has them in full
-    panels = {"margin": "first - second probability", "boundary_margin": "lowest selected - highest unselected"}
-    for ax, (name, words), colour in zip(axes, panels.items(), style.COLOURS, strict=False):
-        least = table[f"{name}_bin"].values[1]  # quantiles below the axis read 0, which a logarithm cannot show
-        bands = [
-            tuple(np.maximum(end, least) for end in _band(table, name, *ends)) for ends in ((0.05, 0.95), (0.25, 0.75))
-        ]
-        charts.band(ax, layers, *bands[0], colour=colour)
-        charts.lines(
-            ax,
-            layers,
-            {"median": np.maximum(_median(table, name), least)},
-            colours={"median": colour},
-            bands={"median": bands[1]},
-            title=words,
-            xlabel="layer",
-            ylabel=f"{name.replace('_', ' ')} of tokens",
-            log_y=True,
-        )
-    ties = table["boundary_tie_share"].sel(domain=POOLED).values
-    note = f"medians; bands: 25-75 % and 5-95 % of tokens; selection is by {selects_by}; exact ties at the boundary: "
-    caption(
-        fig, context, note + (f"at most {100 * np.nanmax(ties):.2g} % of a layer's tokens" if ties.any() else "none")
-    )
-    return fig

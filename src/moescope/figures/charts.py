@@ -311,7 +311,7 @@ def small_multiples(
     count: int,
     *,
     columns: int | None = None,
-    panel_height: float = 1.15,
+    panel_height: float | None = None,
     around: float = 0.5,
     width: Literal["column", "page"] = "page",
     sharex: bool = True,
@@ -322,7 +322,7 @@ def small_multiples(
     Args:
         count: Number of panels.
         columns: Panels side by side; None: up to 4 across the page, 2 across a column.
-        panel_height: Inches of each row.
+        panel_height: Inches of each row; None: 1.15, or 1.6 where there is only one.
         around: Inches for axis names and small print.
         width: "column" or "page".
         sharex: All panels have the same horizontal axis.
@@ -333,6 +333,7 @@ def small_multiples(
     """
     columns = columns or min(count, 4 if width == "page" else 2)
     rows = math.ceil(count / columns)
+    panel_height = panel_height or (1.15 if rows > 1 else 1.6)
     fig, grid = style.figure(
         width, rows * panel_height + around, rows, columns, squeeze=False, sharex=sharex, sharey=sharey
     )
