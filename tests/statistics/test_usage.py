@@ -319,7 +319,7 @@ def test_a_later_batch_is_not_taken_for_an_earlier_one(batches):
                 )
             )
     for name, tensor in whole.state.items():
-        torch.testing.assert_close(parts.state[name], tensor, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(parts.state[name].numpy(), tensor.numpy(), rtol=1e-12, atol=1e-12, err_msg=name)
 
 
 def test_known_counts_without_documents():
@@ -394,13 +394,13 @@ def corpus(generator, design):
 
 @pytest.mark.parametrize("design", ["labels at random", "even budgets"])
 def test_under_random_routing_about_five_percent_fall_outside_the_null(design):
-    """Routing that depends on the document and not on its domain: 150 corpora, 2 layers, one verdict each.
+    """Routing that depends on the document and not on its domain: 120 corpora, 2 layers, one verdict each.
 
     With labels at random the observed value is one more draw from the null, so its share is 5 % and the bounds are
     those of the binomial distribution at 1 in 10,000 each side. With even budgets domains are a little more even than
     chance makes them; the null holds in first order, and up to 8 % is let pass.
     """
-    num_corpora, outside = 150, {"mutual_information": [], "divergence": []}
+    num_corpora, outside = 120, {"mutual_information": [], "divergence": []}
     for seed in range(num_corpora):
         lengths, domain_ids = corpus(np.random.default_rng(seed), design)
         tokens = random_batch(10_000 + seed, lengths=lengths, domain_ids=domain_ids)
