@@ -85,9 +85,8 @@ def test_one_pass_gives_every_document_once(corpus: Corpus):
     }
 
 
-def test_nothing_is_lost_or_changed(corpus: Corpus, kind: str):
-    if kind == "embedded":
-        pytest.skip("what the embedded corpus holds is checked where it is read")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_nothing_is_lost_or_changed(corpus: Corpus):
     read = {domain: sorted(document.text for document in corpus.documents(domain)) for domain in corpus.domains}
     assert read == {domain: sorted(documents) for domain, documents in folders.texts().items()}
 
@@ -142,9 +141,8 @@ def test_the_sampler_can_use_it(corpus: Corpus):
     assert np.bincount(domain_ids_T).tolist() == sampler.num_tokens_D.tolist()
 
 
+@pytest.mark.parametrize("kind", WRITERS)
 def test_it_is_the_same_elsewhere_on_disk(kind: str, tmp_path: Path):
-    if kind == "embedded":
-        pytest.skip("it has one place")
     path = WRITERS[kind](tmp_path / "here")
     there = tmp_path / "there" / path.name
     there.parent.mkdir()
@@ -157,9 +155,8 @@ def test_it_is_the_same_elsewhere_on_disk(kind: str, tmp_path: Path):
     assert [(one.document_id, one.text) for one in everything(second)] == before
 
 
+@pytest.mark.parametrize("kind", WRITERS)
 def test_the_fingerprint_knows_another_content(kind: str, tmp_path: Path):
-    if kind == "embedded":
-        pytest.skip("it does not change")
     path = WRITERS[kind](tmp_path)
     before = open_source(kind, path).fingerprint
     assert open_source(kind, path).fingerprint == before

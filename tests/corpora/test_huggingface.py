@@ -27,12 +27,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_copies_of_a_text_are_one_document(tmp_path: Path):
-    rows = [{"text": "one and the same", "url": "https://example.org/a"}, {"text": "one and the same"}]
+def test_of_copies_of_a_text_only_the_first_is_a_document(tmp_path: Path):
+    rows = [{"text": text, "url": f"https://example.org/{number}"} for number, text in enumerate(["one", "two"] * 3)]
     path = folders.write_parquet(tmp_path / "x.parquet", rows)
-    first, second = HuggingFaceCorpus("parquet", data_files=str(path), name="x").documents("x")
-    assert first.document_id == second.document_id
-    assert {first.source, second.source} == {"https://example.org/a", "parquet/train"}
+    problems = Problems()
+    documents = list(HuggingFaceCorpus("parquet", data_files=str(path), name="x").stream(0, {"x"}, problems))
+    assert sorted(document.text for document in documents) == ["one", "two"]
+    assert {document.source for document in documents} <= {row["url"] for row in rows}
+    assert problems.counts["copy"] == 4
 
 
 def test_the_part_is_chosen_and_said(tmp_path: Path):

@@ -298,7 +298,7 @@ def test_of_a_very_long_document_only_the_beginning_is_read():
     assert len(text) > MAX_CHARACTERS
     whole = tokenizer()(text)["input_ids"]
     known = tokenizer()(text[:MAX_CHARACTERS])["input_ids"]
-    for seed in range(5):
+    for seed in range(2):
         _, batches = run(ListCorpus({"d": [text]}), num_tokens=128, seed=seed)
         tokens = batches[0].tokens
         assert tokens.positions_T[-1] < len(known) - 1
@@ -325,8 +325,9 @@ def test_memory_does_not_grow_with_the_number_of_tokens():
         tracemalloc.stop()
         return size
 
-    peak(20_000)
-    assert peak(100_000) < 1.05 * peak(25_000)
+    # From where the look-ahead is full: 16 batches of 1,024.
+    peak(50_000)
+    assert peak(150_000) < 1.05 * peak(50_000)
 
 
 def test_a_batch_moves_as_a_whole():

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from importlib.resources import files
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from moescope.corpora.base import Corpus, in_turn
@@ -48,7 +49,7 @@ class EmbeddedCorpus(Corpus):
         yield from in_turn(streams, wanted)
 
     def _documents(self, domain: str, seed: int) -> Iterator[Document]:
-        rows = _table().filter(pa.compute.field("domain") == domain).to_pylist()
+        rows = _table().filter(pc.field("domain") == domain).to_pylist()
         rows.sort(key=lambda row: stable_hash(seed, row["document_id"]))
         for row in rows:
             row["text"], truncated = readable(row["text"])

@@ -28,6 +28,9 @@ BUFFER_CHARACTERS = 2**23
 DISCOVERY_RECORDS = 10_000
 PATIENCE_RECORDS = 1_000_000
 
+# Ids that are remembered to tell copies: 10 MB of them.
+REMEMBERED_DOCUMENTS = 100_000
+
 # Files of a dataset that are read in turn.
 OPEN_FILES = 4
 
@@ -39,7 +42,8 @@ class HuggingFaceCorpus(Corpus):
     """A dataset as `datasets.load_dataset` opens it, streamed.
 
     All domains are read in one pass. The order of the dataset's files and of the records within a bounded buffer is
-    drawn by seed. A document's id is a hash of its text, so that copies of one text are one document.
+    drawn by seed. A document's id is a hash of its text, and of copies of a text only the
+    first is a document (as far as a hundred thousand ids can be remembered).
 
     The fingerprint covers the dataset's name, configuration, part, commit and the fields read; for files of this
     machine also their content.
@@ -111,6 +115,7 @@ class HuggingFaceCorpus(Corpus):
     def stream(self, seed: int, wanted: Container[str], problems: Problems) -> Iterator[Document]:
         """See `Corpus.stream`. Left after a million records without a document of a domain still wanted."""
         known = set(self.domains)
+        seen: set[str] = set()
         in_vain = 0
         documents = shuffled(
             self._documents(self._needed(self._dataset), seed, problems),
@@ -121,8 +126,12 @@ class HuggingFaceCorpus(Corpus):
         for document in documents:
             if document.domain not in known:
                 problems.add("other_domain", document.domain)
+            elif document.document_id in seen:
+                problems.add("copy", document.document_id)
             elif document.domain in wanted:
                 in_vain = 0
+                if len(seen) < REMEMBERED_DOCUMENTS:
+                    seen.add(document.document_id)
                 yield document
                 continue
             in_vain += 1
@@ -139,7 +148,7 @@ class HuggingFaceCorpus(Corpus):
         return dataset.select_columns([column for column in dataset.column_names if column in wanted])
 
     def _documents(self, dataset: IterableDataset, seed: int, problems: Problems) -> Iterator[Document]:
-        for number, record in enumerate(self._records(_interleaved(dataset, stable_hash(seed, self.path)))):
+        for number, record in enumerate(self._records(_interleaved(dataset, stable_hash(seed, self.name, "files")))):
             address = record.get("url")
             document = to_document(
                 record,

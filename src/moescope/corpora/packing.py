@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -34,16 +34,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        tokens = self.tokens
-        placed = replace(
-            tokens,
-            token_ids_T=tokens.token_ids_T.to(device),
-            next_token_ids_T=tokens.next_token_ids_T.to(device),
-            positions_T=tokens.positions_T.to(device),
-            rows_T=tokens.rows_T.to(device),
-            document_hashes_B=tokens.document_hashes_B.to(device),
-            domain_ids_B=tokens.domain_ids_B.to(device),
-        )
+        columns = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
+        placed = TokenBatch(**{name: column.to(device) for name, column in columns.items() if column is not None})
         return Batch(self.input_ids_BS.to(device), self.keep_T.to(device), placed)
 
 

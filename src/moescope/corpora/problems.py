@@ -15,6 +15,7 @@ KINDS = {
     "no_domain": ("record without a domain", "records without a domain in the domain field", "skipped"),
     "other_domain": ("record of a domain that is not listed", "records of domains that are not listed", "skipped"),
     "invalid_utf8": ("document with invalid UTF-8", "documents with invalid UTF-8", "read with U+FFFD in its place"),
+    "copy": ("copy of an earlier document", "copies of earlier documents", "skipped"),
     "one_token": ("document of fewer than two tokens", "documents of fewer than two tokens", "skipped"),
     "long": (
         f"document longer than {MAX_CHARACTERS:,} characters",
