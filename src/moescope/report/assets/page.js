@@ -1,0 +1,32 @@
+"use strict";
+for (const table of document.querySelectorAll("table.sortable")) {
+  const body = table.tBodies[0];
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      const numeric = head.classList.contains("number");
+      const key = (row) => row.cells[column].dataset.key;
+      const order = numeric
+        ? (a, b) => key(a) - key(b)
+        : (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
+      const rows = [...body.rows].sort((a, b) => {
+        // What is missing comes last, whichever way.
+        if (key(a) === "" || key(b) === "") return (key(a) === "") - (key(b) === "");
+        return down ? order(b, a) : order(a, b);
+      });
+      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      body.append(...rows);
+    });
+  });
+}
+const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
+const watcher = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    links.forEach((link) => link.removeAttribute("aria-current"));
+    links.get(entry.target.id)?.setAttribute("aria-current", "true");
+  }
+}, { rootMargin: "-15% 0px -75% 0px" });
+for (const section of document.querySelectorAll("main section")) watcher.observe(section);

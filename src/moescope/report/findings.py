@@ -1,0 +1,277 @@
+"""What a run found, in sentences computed from its tables. A table that is missing brings no sentence.
+
+Every sentence says how sure it is, or what chance alone would give. Specialists were chosen on one half of the
+documents and are shown as measured on the other, since a maximum over thousands of cells flatters itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from moescope.report import words
+from moescope.report.keynumbers import ALL, pooled
+from moescope.report.views import number, percent
+
+if TYPE_CHECKING:
+    from moescope.report.folder import Results
+
+OWN_LIFT = 2.0
+"""A domain has an expert of its own if even the lower end of the expert's lift is at least this."""
+MOST_NAMED = 8
+READINGS = {"input": "the token read", "predicted": "the token predicted", "next": "the token that comes next"}
+RARE = 0.1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        topic: The analysis it comes from.
+        title: What was found, in a few words.
+        text: The figures, with their uncertainty or their value by chance.
+    """
+
+    topic: str
+    title: str
+    text: str
+
+    @property
+    def label(self) -> str:
+        """The topic as a heading."""
+        return words.title(self.topic)
+
+
+def find(results: Results) -> list[Finding]:
+    """All findings that the tables of a folder give, the most telling first."""
+    return [finding for make in _FINDINGS if (finding := make(results)) is not None]
+
+
+def best_of_domains(results: Results) -> pd.DataFrame | None:
+    """For each domain the expert of any layer that stood out most on half 0, as measured on half 1; the best first."""
+    frame = results.table("specialists")
+    if frame is None or frame.empty:
+        return None
+    # On half 1 there may be no document of a small domain.
+    frame = frame[frame["num_tokens"] > 0].sort_values("place")
+    return None if frame.empty else frame.drop_duplicates("domain").reset_index(drop=True)
+
+
+def _most_specialised(results: Results) -> Finding | None:
+    frame = best_of_domains(results)
+    if frame is None:
+        return None
+    # The first of those whose interval is known, if any is: how many documents there are says nothing for or against.
+    known = frame.index[frame["lift_ci_low"].notna()]
+    best = _row(frame, known[0] if len(known) else 0)
+    who = f"expert {best['expert']} of layer {best['layer']}"
+    share, lift = percent(best["domain_specialization"]), number(best["lift"])
+    measured = (
+        f"On documents that had no say in choosing it, it takes {share} of {best['domain']} "
+        f"({_interval(best['ci_low'], best['ci_high'], share=True)}), {lift} times its mean over all domains "
+        f"({_interval(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing would give it "
+        f"{percent(best['uniform_baseline'])}. Measured on {_count(best['num_tokens'], 'token')} of "
+        f"{_count(best['num_documents'], 'document')}."
+    )
+    if best["lift_ci_low"] <= 1 or best["lift"] <= 1:
+        title = "No expert stands out for a domain"
+        return Finding("usage", title, f"The likeliest is {who}, for {best['domain']}. {measured}")
+    return Finding("usage", f"The most specialised expert is {who}, for {best['domain']}", measured)
+
+
+def _domains_with_experts(results: Results) -> Finding | None:
+    frame = best_of_domains(results)
+    if frame is None:
+        return None
+    known = frame[frame["lift_ci_low"].notna()]
+    if known.empty:
+        return None
+    own = known[known["lift_ci_low"] >= OWN_LIFT]
+    without = known[known["lift_ci_low"] < OWN_LIFT]
+    text = (
+        f"That is, an expert that takes at least {number(OWN_LIFT)} times as much of it as of the mean domain, even "
+        "at the lower end of the 95 % interval, on documents that had no say in choosing it."
+    )
+    if len(own) and len(without):
+        text += f" None such for {_names(without['domain'].tolist())}."
+    if len(frame) > len(known):
+        text += f" {_count(len(frame) - len(known), 'domain')} had too few documents to tell."
+    return Finding("usage", f"{len(own)} of {len(known)} domains have an expert of their own", text)
+
+
+def _information(results: Results) -> Finding | None:
+    frame = results.table("usage_information")
+    excess = "mutual_information_share_excess"
+    if frame is None or not frame[excess].notna().any():
+        return None
+    best, least = _row(frame, frame[excess].idxmax()), _row(frame, frame[excess].idxmin())
+    bits, mean, low, high = (
+        number(best[f"mutual_information{ending}"]) for ending in ("", "_null_mean", "_null_low", "_null_high")
+    )
+    text = (
+        f"At layer {best['layer']} the selected experts tell {percent(best[excess])} of what there is to know about a "
+        f"token's domain, beyond chance: {bits} of {number(best['domain_entropy'])} bits, where shuffled documents "
+        f"give {mean} (95 % range {low} to {high})."
+    )
+    above = int((frame["mutual_information"] > frame["mutual_information_null_high"]).sum())
+    if len(frame) > 1:
+        text += f" Least at layer {least['layer']}: {percent(least[excess])}."
+        text += f" Above chance at {above} of {len(frame)} layers."
+    if not above:
+        return Finding("usage", "Experts tell nothing about the domain that chance would not", text)
+    if len(frame) == 1:
+        return Finding("usage", f"The experts of layer {best['layer']} tell domains apart", text)
+    return Finding("usage", f"Experts tell most about the domain at layer {best['layer']}", text)
+
+
+def _load(results: Results) -> Finding | None:
+    frame = pooled(results, "usage")
+    if frame is None or frame.empty:
+        return None
+    fair = results.manifest.num_experts_per_token / results.manifest.num_experts
+    frequency = frame["selection_frequency"]
+    dead, rare = frame[frame["num_selected"] == 0], frame[(frame["num_selected"] > 0) & (frequency < RARE * fair)]
+    busiest = _row(frame, frequency.idxmax())
+    text = (
+        f"The busiest, expert {busiest['expert']} of layer {busiest['layer']}, takes "
+        f"{percent(busiest['selection_frequency'])} of all tokens "
+        f"({_interval(busiest['ci_low'], busiest['ci_high'], share=True)}), "
+        f"{number(busiest['selection_frequency'] / fair)} times its fair share of {percent(fair)}. "
+        f"{_count(len(rare), 'expert')} in use {'gets' if len(rare) == 1 else 'get'} less than a tenth of a fair share."
+    )
+    if dead.empty:
+        return Finding("usage", f"None of {len(frame):,} experts is dead", text)
+    named = [f"layer {layer}: {_names(group['expert'].tolist())}" for layer, group in dead.groupby("layer")]
+    shown = "; ".join(named[:MOST_NAMED]) + ("; ..." if len(named) > MOST_NAMED else "")
+    return Finding("usage", f"{len(dead):,} of {len(frame):,} experts were never selected", f"{shown}. {text}")
+
+
+def _least_sure(results: Results) -> Finding | None:
+    frame, every = results.table("router_entropy"), pooled(results, "router_entropy")
+    if frame is None or every is None or every.empty:
+        return None
+    column = "normalized_entropy_mean"
+    most, least = _row(every, every[column].idxmax()), _row(every, every[column].idxmin())
+    text = (
+        f"Its entropy there is {percent(most[column])} of the most there could be "
+        f"({number(most['entropy_mean'])} nats, mean over {_count(most['num_tokens'], 'token')}), and its first choice "
+        f"gets {percent(most['top1_probability_mean'])} of the probability."
+    )
+    if len(every) > 1:
+        first = percent(least["top1_probability_mean"])
+        text += f" It is surest at layer {least['layer']}: {percent(least[column])}, first choice {first}."
+    by_domain = frame[frame["domain"] != ALL].groupby("domain", sort=False)[column].mean()
+    if len(by_domain) > 1:
+        text += (
+            f" Of the domains, {by_domain.idxmax()} leaves it least sure ({percent(by_domain.max())}), "
+            f"{by_domain.idxmin()} surest ({percent(by_domain.min())}){', mean over layers' if len(every) > 1 else ''}."
+        )
+    if len(every) == 1:
+        return Finding("entropy", f"How sure the router is at layer {most['layer']}", text)
+    return Finding("entropy", f"The router is least sure at layer {most['layer']}", text)
+
+
+def _vocabulary(results: Results) -> Finding | None:
+    frame = results.table("vocabulary")
+    if frame is None or frame.empty:
+        return None
+    name, chance = "vocabulary_specialization", "vocabulary_specialization_independent"
+    # The first ranks listed are top-K; those alone, where a model has K of 1, are top-1.
+    frame = frame[(frame["ranks"] == frame["ranks"].iloc[0]) & frame[name].notna() & frame[chance].notna()]
+    if frame.empty:
+        return None
+    excess = frame[name] - frame[chance]
+    best = _row(frame, excess.idxmax())
+    means = excess.groupby(frame["reading"]).mean()
+    text = (
+        f"At layer {best['layer']} a token type's own expert gets {percent(best[name])} of its occurrences, where "
+        f"independent routing at the same counts would give {percent(best[chance])} (mean over "
+        f"{_count(best['num_types'], 'token type')} seen at least {best['min_count']} times, by "
+        f"{READINGS[best['reading']]})."
+    )
+    if len(means) > 1:
+        listed = ", ".join(
+            f"{words} {percent(means[reading])}" for reading, words in READINGS.items() if reading in means
+        )
+        over = ", mean over layers" if len(set(frame["layer"])) > 1 else ""
+        text += f" Excess over independent routing{over}: {listed}."
+    if means.max() <= 0:
+        return Finding("vocabulary", "Experts do not specialise in token types", text)
+    return Finding("vocabulary", f"Experts follow {READINGS[str(means.idxmax())]}", text)
+
+
+def _coactivation(results: Results) -> Finding | None:
+    pairs, layers = results.table("coactivation_pairs"), results.table("coactivation")
+    if pairs is None or layers is None or pairs.empty:
+        return None
+    best = _row(pairs, pairs["lift"].idxmax())
+    times = number(best["num_together"] / best["num_together_independent"])
+    text = (
+        f"{_count(best['num_together'], 'token')} of {best['num_tokens']:,} select both, {times} times the "
+        f"{number(best['num_together_independent'])} that independent routing would bring together. Of the tokens of "
+        f"expert {best['expert']}, {percent(best['coactivation'])} select expert {best['other_expert']} too. The "
+        f"highest lift of {int(layers['num_pairs'].sum()):,} pairs, so a description of this sample, not an estimate."
+    )
+    title = f"Experts {best['expert']} and {best['other_expert']} of layer {best['layer']} are selected together"
+    return Finding("coactivation", title, text)
+
+
+def _paths(results: Results) -> Finding | None:
+    frame = results.table("paths")
+    if frame is None or frame.empty:
+        return None
+    excess = (frame["top1_nmi"] - frame["top1_nmi_independent"]).dropna()
+    if excess.empty:
+        return None
+    best, least = _row(frame, excess.idxmax()), _row(frame, excess.idxmin())
+    text = (
+        f"Normalized mutual information of the first-ranked experts: {number(best['top1_nmi'])}, where shuffled tokens "
+        f"give {number(best['top1_nmi_independent'])}."
+    )
+    title = f"The expert at layer {best['layer']} tells the one at layer {best['next_layer']}"
+    if len(excess) == 1:
+        return Finding("paths", title, text)
+    text += (
+        f" Least between layers {least['layer']} and {least['next_layer']}: {number(least['top1_nmi'])} "
+        f"({number(least['top1_nmi_independent'])})."
+    )
+    return Finding("paths", f"{title} best", text)
+
+
+_FINDINGS: list[Callable[[Results], Finding | None]] = [
+    _most_specialised,
+    _domains_with_experts,
+    _information,
+    _load,
+    _least_sure,
+    _vocabulary,
+    _coactivation,
+    _paths,
+]
+
+
+def _row(frame: pd.DataFrame, index: Any) -> dict[str, Any]:
+    """One row as plain Python values, each of its own column's kind: a row as a Series would make integers floats."""
+    values = {str(name): frame[name].loc[index] for name in frame.columns}
+    return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+
+
+def _interval(low: float, high: float, share: bool = False) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return "too few documents for an interval"
+    show = percent if share else number
+    return f"95 % interval {show(low).removesuffix(' %')} to {show(high)}"
+
+
+def _count(count: float, noun: str) -> str:
+    return f"{int(count):,} {noun}{'' if count == 1 else 's'}"
+
+
+def _names(names: list[Any]) -> str:
+    shown = ", ".join(str(name) for name in names[:MOST_NAMED])
+    return f"{shown} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else shown

@@ -1,0 +1,169 @@
+"""A results folder as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moescope.report.findings import find
+from moescope.report.folder import Results
+from moescope.report.keynumbers import per_layer
+from moescope.report.sections import sections
+from moescope.report.specialists import specialists
+from moescope.report.views import Cell, TableView, number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PAGE = "index.html"
+ASSETS = "assets"
+SPARK_WIDTH, SPARK_HEIGHT, SPARK_MARGIN = 220, 40, 4
+
+
+def render(folder: str | Path) -> str:
+    """The page about a results folder. Nothing but the folder is read, and the page asks for nothing from anywhere.
+
+    Raises:
+        ResultsError: It is no results folder.
+    """
+    # jinja2 here: who only wants the findings in words needs no templates.
+    import jinja2
+
+    results = Results.read(folder)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    environment.globals["spark"] = spark
+    assets = resources.files("moescope.report") / ASSETS
+    template = environment.from_string((assets / "page.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        title=title(results),
+        lede=lede(results),
+        manifest=results.manifest,
+        numbers=per_layer(results),
+        findings=find(results),
+        specialists=specialists(results),
+        sections=sections(results),
+        reproduction=reproduction(results),
+        css=(assets / "page.css").read_text(encoding="utf-8"),
+        script=(assets / "page.js").read_text(encoding="utf-8"),
+    )
+
+
+def write(folder: str | Path) -> Path:
+    """Writes (or rewrites) the page of a results folder that is already there, and returns its place.
+
+    Raises:
+        ResultsError: It is no results folder.
+    """
+    page = render(folder)
+    target, partial = Path(folder) / PAGE, Path(folder) / f".{PAGE}.partial"
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def title(results: Results) -> str:
+    """What the page is about."""
+    manifest = results.manifest
+    experts = f"{manifest.num_experts * len(manifest.layers):,} experts of {manifest.model}"
+    kinds = len(manifest.domains)
+    return f"What {experts} do on {kinds} kinds of text" if kinds > 1 else f"What {experts} do on {manifest.corpus}"
+
+
+def lede(results: Results) -> str:
+    """The sample, in a sentence."""
+    manifest = results.manifest
+    documents = sum(domain.num_documents for domain in manifest.domains)
+    return (
+        f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus {manifest.corpus}, seen at "
+        f"{results.layers_in_words}. At each, the router selects {manifest.num_experts_per_token} of "
+        f"{manifest.num_experts} experts for every token."
+    )
+
+
+@dataclass(frozen=True)
+class Spark:
+    """A line over layers in a small picture's own coordinates."""
+
+    width: int
+    height: int
+    points: str
+    dots: list[tuple[float, float]]
+
+
+def spark(values: Sequence[float]) -> Spark | None:
+    """A small picture of a series, from its lowest to its highest value; None where there is nothing to compare."""
+    known = [(position, value) for position, value in enumerate(values) if not math.isnan(value)]
+    if len(known) < 2:
+        return None
+    low, high = min(value for _, value in known), max(value for _, value in known)
+    across = (SPARK_WIDTH - 2 * SPARK_MARGIN) / max(1, len(values) - 1)
+    up = (SPARK_HEIGHT - 2 * SPARK_MARGIN) / ((high - low) or 1.0)
+    dots = [
+        (round(SPARK_MARGIN + position * across, 1), round(SPARK_HEIGHT - SPARK_MARGIN - (value - low) * up, 1))
+        for position, value in known
+    ]
+    return Spark(SPARK_WIDTH, SPARK_HEIGHT, " ".join(f"{x},{y}" for x, y in dots), dots)
+
+
+def reproduction(results: Results) -> dict[str, Any]:
+    """What it takes to get the same numbers again."""
+    manifest = results.manifest
+    facts = [
+        ("Model", manifest.model),
+        ("Revision", manifest.revision or "–"),
+        ("Family", manifest.family),
+        ("Configuration hash", manifest.config_hash),
+        ("Computed in", f"{manifest.dtype} on {manifest.device}"),
+        ("Layers", ", ".join(map(str, manifest.layers))),
+        ("Corpus", manifest.corpus),
+        ("Corpus fingerprint", manifest.corpus_fingerprint),
+        ("Seed", str(manifest.seed)),
+        *((name.replace("_", " ").capitalize(), _said(value)) for name, value in manifest.options.items()),
+        ("moescope", manifest.moescope_version),
+        ("torch", manifest.torch_version),
+        ("transformers", manifest.transformers_version),
+        ("Time for the pass", f"{number(manifest.wall_seconds)} s"),
+        ("Peak memory", f"{manifest.peak_memory_bytes / 1e9:.2f} GB"),
+    ]
+    return {
+        "command": command_line(results),
+        "facts": [(name, value) for name, value in facts if name != "Command line"],
+        "notes": manifest.notes,
+        "domains": _domains(results),
+    }
+
+
+def command_line(results: Results) -> str:
+    """The command that was given, or the nearest that the manifest knows of."""
+    manifest = results.manifest
+    if said := manifest.options.get("command_line"):
+        return str(said)
+    words = ["moescope", manifest.command, "--model", manifest.model]
+    words += ["--revision", manifest.revision] if manifest.revision else []
+    words += ["--corpus", manifest.corpus, "--num-tokens", str(manifest.options.get("num_tokens", manifest.num_tokens))]
+    words += ["--layers", *map(str, manifest.layers), "--seed", str(manifest.seed), "--dtype", manifest.dtype]
+    return shlex.join(words)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "default" if value is None else number(value) if isinstance(value, int | float) else str(value)
+
+
+def _domains(results: Results) -> TableView:
+    rows = [
+        [
+            Cell(domain.name, domain.name),
+            Cell(domain.group or "", domain.group or ""),
+            Cell(f"{domain.num_tokens:,}", str(domain.num_tokens)),
+            Cell(f"{domain.num_documents:,}", str(domain.num_documents)),
+        ]
+        for domain in results.manifest.domains
+    ]
+    columns = ["domain", "group", "num_tokens", "num_documents"]
+    return TableView("domains", "manifest.json", len(rows), columns, [False, False, True, True], rows)

@@ -1,0 +1,72 @@
+"""The page's sections: one for each analysis of the run, then whatever else the folder holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moescope import analyses
+from moescope.report import words
+from moescope.report.views import FigureView, TableView, view_figure, view_table
+
+if TYPE_CHECKING:
+    from moescope.report.folder import Results
+
+ELSE = "other"
+
+# Files whose name does not begin with their analysis' name.
+_BELONGS_TO = {
+    "router_": "entropy",
+    "routing_": "distributions",
+    "weights_": "distributions",
+    "specialists": "usage",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis on the page."""
+
+    name: str
+    title: str
+    summary: str
+    figures: list[FigureView]
+    definitions: dict[str, str]
+    tables: list[TableView]
+
+
+def sections(results: Results) -> list[Section]:
+    """All sections, in the order a reader wants them: the known analyses, then newer ones, then the rest."""
+    ran = results.manifest.analyses
+    order = [name for name in words.known() if name in ran] + [name for name in ran if name not in words.known()]
+    summaries = analyses.summaries()
+    made = []
+    for name in [*order, ELSE]:
+        section = Section(
+            name=name,
+            title=words.title(name),
+            summary=summaries.get(name, ""),
+            figures=[
+                view_figure(figure, path, words.caption(figure))
+                for figure, path in results.figures.items()
+                if _owner(figure, order) == name
+            ],
+            definitions=words.definitions(name),
+            tables=[
+                view_table(table, frame, path)
+                for table, path in results.tables.items()
+                if _owner(table, order) == name and (frame := results.table(table)) is not None
+            ],
+        )
+        if section.figures or section.tables:
+            made.append(section)
+    return made
+
+
+def _owner(file: str, names: list[str]) -> str:
+    """The analysis a table or figure belongs to, by its name."""
+    for start, name in _BELONGS_TO.items():
+        if file.startswith(start) and name in names:
+            return name
+    fitting = [name for name in names if file == name or file.startswith(f"{name}_")]
+    return max(fitting, key=len, default=ELSE)

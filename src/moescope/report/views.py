@@ -1,0 +1,123 @@
+"""What the page shows of tables and figures: values made readable, pictures made part of the page."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+MOST_ROWS = 400
+MISSING = "–"
+CSS_PIXELS_PER_INCH = 118.0
+"""Eight-point print becomes 13 pixels: figures read at the size of the page's small text."""
+WIDE_INCHES = 4.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value: as shown, and as sorted by."""
+
+    text: str
+    key: str
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table of the folder; `rows` is empty where there are too many to read."""
+
+    name: str
+    file: str
+    num_rows: int
+    columns: list[str]
+    numeric: list[bool]
+    rows: list[list[Cell]]
+
+
+@dataclass(frozen=True)
+class FigureView:
+    """A picture as a data URI, with its width on the page in CSS pixels."""
+
+    name: str
+    source: str
+    files: dict[str, str]
+    caption: str
+    width: int
+    height: int
+    wide: bool
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as people write it: integers in full with separators, others to `digits` significant digits."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return MISSING
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    size = abs(float(value))
+    if size >= 10**digits:
+        return f"{value:,.0f}"
+    if size < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return MISSING if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def view_table(name: str, frame: pd.DataFrame, file: Path) -> TableView:
+    """A table for the page: all of it, or none of its rows where they are more than anyone reads."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    numeric = [is_numeric_dtype(frame[column]) and not is_bool_dtype(frame[column]) for column in frame.columns]
+    rows = []
+    if len(frame) <= MOST_ROWS:
+        for record in frame.itertuples(index=False):
+            rows.append([_cell(value, kind) for value, kind in zip(record, numeric, strict=True)])
+    return TableView(name, f"tables/{file.name}", len(frame), list(map(str, frame.columns)), numeric, rows)
+
+
+def _cell(value: Any, numeric: bool) -> Cell:
+    if numeric:
+        missing = value is None or math.isnan(value)
+        return Cell(MISSING if missing else number(value), "" if missing else repr(float(value)))
+    return Cell("" if value is None else str(value), "" if value is None else str(value))
+
+
+def view_figure(name: str, path: Path, caption: str) -> FigureView:
+    """A PNG file as part of the page, at a width that keeps its print readable."""
+    data = path.read_bytes()
+    width, height, pixels_per_inch = _png_size(data)
+    inches = width / pixels_per_inch
+    files = {kind.upper(): f"figures/{name}.{kind}" for kind in ("pdf", "png") if path.with_suffix(f".{kind}").exists()}
+    return FigureView(
+        name=name,
+        source=f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}",
+        files=files,
+        caption=caption,
+        width=round(inches * CSS_PIXELS_PER_INCH),
+        height=round(height / pixels_per_inch * CSS_PIXELS_PER_INCH),
+        wide=inches > WIDE_INCHES,
+    )
+
+
+def _png_size(data: bytes) -> tuple[int, int, float]:
+    """Width and height in pixels and pixels per inch (72 where a file does not say), from a PNG's first chunks."""
+    width, height = struct.unpack(">II", data[16:24])
+    position = 33  # after the signature (8 bytes) and the header chunk (25)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        if kind == b"pHYs":
+            per_metre = struct.unpack(">I", data[position + 8 : position + 12])[0]
+            return width, height, per_metre * 0.0254
+        if kind == b"IDAT":
+            break
+        position += 12 + length
+    return width, height, 72.0
