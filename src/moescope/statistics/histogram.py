@@ -146,7 +146,7 @@ def quantiles(counts: ArrayLike, edges: ArrayLike, levels: ArrayLike) -> NDArray
     totals = cumulative[..., -1]
     results = np.full((*totals.shape, len(levels)), np.nan)
     for position, level in enumerate(levels):
-        targets = np.maximum(level * totals, 1e-9)  # level 0 is the first place that holds anything
+        targets = np.maximum(level * totals, np.finfo(float).tiny)  # level 0 is the first place that holds anything
         places = (cumulative >= targets[..., None]).argmax(axis=-1)[..., None]
         inside = np.take_along_axis(counts, places, -1)[..., 0]
         before = np.take_along_axis(cumulative, places, -1)[..., 0] - inside
