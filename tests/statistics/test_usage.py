@@ -107,6 +107,19 @@ def test_halves_are_of_documents_and_add_up(table, documents):
             np.testing.assert_allclose(at[f"{prefix}_domain_specialization"], counts_DE / tokens_D[:, None], rtol=1e-12)
 
 
+def test_the_score_that_chooses_is_of_half_0_alone(table, documents):
+    for layer in LAYERS:
+        chosen = [entry for entry in documents[layer] if resampling.halves(np.array([entry[0]]), seed=4)[0] == 0]
+        weights_BR = resampling.poisson_weights(np.array([entry[0] for entry in chosen]), 400, seed=4)
+        lift_RDE = []
+        for replicate in range(400):
+            counts_DE, tokens_D = counts_of(chosen, weights=weights_BR[:, replicate])
+            specialization_DE = counts_DE / tokens_D[:, None]
+            lift_RDE.append(specialization_DE / specialization_DE.mean(axis=0))
+        expected_DE = np.quantile(lift_RDE, 0.025, axis=0, method="weibull")
+        np.testing.assert_allclose(table["choosing_lift_low"].sel(layer=layer), expected_DE, rtol=1e-12)
+
+
 @pytest.mark.parametrize("prefix", ["", "measured_"])
 def test_intervals_are_percentiles_over_weighted_documents(table, documents, prefix):
     for layer in LAYERS:

@@ -153,43 +153,42 @@ def _with_null(table: xr.Dataset, name: str) -> pd.DataFrame:
 def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
     """For each layer and domain its most specialised expert: chosen on half 0 of the documents, measured on half 1.
 
-    Chosen is the expert with the highest lift among those that the domain's tokens select at least as often as uniform
-    routing would (K / E): one that is selected for this domain and not for others. Ties go to the lower id. Rows are
-    sorted by the lift on half 0, highest first; `place` counts them. Domains without tokens on half 0 have no row.
+    Chosen is the expert whose lift is surely high: the one with the highest lower end of the lift's bootstrap interval
+    on half 0, among those that the domain's tokens select at least as often as uniform routing would (K / E). The lift
+    itself would choose experts that one document made look special. Ties go to the higher lift, then to the lower id.
+    Rows are sorted by that lower end, highest first; `place` counts them. Domains without tokens on half 0 have no row.
 
     Columns `choosing_*` are of half 0; all others but the names are of half 1, with 95 % intervals.
     """
     baseline = float(table.attrs["uniform_baseline"])
+    measured = {
+        "num_tokens": "num_tokens",
+        "num_documents": "num_documents",
+        "domain_specialization": "domain_specialization",
+        "ci_low": "domain_specialization_ci_low",
+        "ci_high": "domain_specialization_ci_high",
+        "lift": "lift",
+        "lift_ci_low": "lift_ci_low",
+        "lift_ci_high": "lift_ci_high",
+    }
     rows = []
     for layer in table["layer"].values.tolist():
         for domain in table["domain"].values.tolist():
             at = table.sel(layer=layer, domain=domain)
-            often_E = at["choosing_domain_specialization"].values >= baseline
-            lift_E = np.where(often_E, at["choosing_lift"].values, -np.inf)
-            if not often_E.any():
+            candidates = np.flatnonzero(at["choosing_domain_specialization"].values >= baseline)
+            if not candidates.size:
                 continue
-            expert = int(lift_E.argmax())
-            cell = {str(name): value.values.item() for name, value in at.isel(expert=expert).data_vars.items()}
+            score = np.nan_to_num(at["choosing_lift_low"].values[candidates], nan=0.0)
+            order = np.lexsort((candidates, -at["choosing_lift"].values[candidates], -score))
+            cell = at.isel(expert=int(candidates[order[0]]))
             rows.append(
-                {
-                    "layer": layer,
-                    "domain": domain,
-                    "expert": expert,
-                    "num_tokens": cell["measured_num_tokens"],
-                    "num_documents": cell["measured_num_documents"],
-                    "domain_specialization": cell["measured_domain_specialization"],
-                    "ci_low": cell["measured_domain_specialization_ci_low"],
-                    "ci_high": cell["measured_domain_specialization_ci_high"],
-                    "lift": cell["measured_lift"],
-                    "lift_ci_low": cell["measured_lift_ci_low"],
-                    "lift_ci_high": cell["measured_lift_ci_high"],
-                    "uniform_baseline": baseline,
-                    "choosing_domain_specialization": cell["choosing_domain_specialization"],
-                    "choosing_lift": cell["choosing_lift"],
-                }
+                {"layer": layer, "domain": domain, "expert": cell["expert"].item()}
+                | {column: cell[f"measured_{name}"].item() for column, name in measured.items()}
+                | {"uniform_baseline": baseline}
+                | {name: cell[name].item() for name in _SPECIALIST_COLUMNS if name.startswith("choosing_")}
             )
     frame = pd.DataFrame(rows, columns=_SPECIALIST_COLUMNS[1:])
-    frame = frame.sort_values("choosing_lift", ascending=False, kind="stable").reset_index(drop=True)
+    frame = frame.sort_values("choosing_lift_low", ascending=False, kind="stable").reset_index(drop=True)
     frame.insert(0, "place", np.arange(len(frame)))
     return frame
 
@@ -210,4 +209,5 @@ _SPECIALIST_COLUMNS = [
     "uniform_baseline",
     "choosing_domain_specialization",
     "choosing_lift",
+    "choosing_lift_low",
 ]

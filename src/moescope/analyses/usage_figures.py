@@ -135,7 +135,7 @@ def specialists(table: xr.Dataset, frame: pd.DataFrame, context: Context) -> Fig
     )
     ax.set_xlim(left=0)
     fig.supxlabel("domain specialization (% of the domain's tokens)")
-    note = f"the {len(top)} of highest lift on one half of the documents; bars and 95 % intervals from the other half"
+    note = f"the {len(top)} of surest lift on one half of the documents; bars and 95 % intervals from the other half"
     if top["ci_low"].isna().any():
         note += f"; no interval: under {table.attrs['min_documents']} documents there"
     caption(fig, context, note)

@@ -31,6 +31,12 @@ _DEFINITIONS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "num_selected": (PER_CELL, "tokens", "N_ed: tokens of the domain with the expert among their K", ""),
     "domain_specialization": (PER_CELL, "share of tokens", "N_ed / N_d; sums to K over experts", f"{OLMOE}, eq. 7"),
     "lift": (PER_CELL, "ratio", "domain specialization / its unweighted mean over the domains with tokens", ""),
+    "lift_low": (
+        PER_CELL,
+        "ratio",
+        "2.5 % quantile of the lift over bootstrap replicates, however few the documents: a cautious score",
+        "",
+    ),
     "num_tokens_all": (("layer",), "tokens", "N: tokens of all domains", ""),
     "num_documents_all": (("layer",), "documents", "documents of all domains with a token counted", ""),
     "num_selected_all": (POOLED, "tokens", "N_e: tokens of all domains with the expert among their K", ""),
@@ -137,22 +143,29 @@ def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
 def _add_intervals(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
     """Intervals of all documents and of half 1, layer by layer: replicates of all layers at once take too much."""
     names = ("selection_frequency", "domain_specialization", "lift")
-    for prefix, parts in (("", slice(None)), ("measured_", slice(1, None))):
-        for name in names:
-            for end in ("low", "high"):
-                values[f"{prefix}{name}_ci_{end}"] = np.full(values[name].shape, np.nan)
-        documents_LD = values[f"{prefix}num_documents"]
-        for layer in range(documents_LD.shape[0]):
-            counts_RDE = state["bootstrap_counts_LHDRE"][layer, parts].sum(axis=0, dtype=np.int64).swapaxes(0, 1)
-            tokens_RD = state["bootstrap_tokens_LHDR"][layer, parts].sum(axis=0).T
-            specialization_RDE = measures.ratio(counts_RDE, tokens_RD[..., None])
-            enough_D1 = (documents_LD[layer] >= MIN_DOCUMENTS)[:, None]
-            enough = documents_LD[layer].sum() >= MIN_DOCUMENTS
-            frequency_RE = measures.ratio(counts_RDE.sum(axis=1), tokens_RD.sum(axis=1)[:, None])
-            replicates = (frequency_RE, specialization_RDE, measures.lift(specialization_RDE))
+    values["choosing_lift_low"] = np.full(values["lift"].shape, np.nan)
+    for layer in range(values["lift"].shape[0]):
+        counts_HDRE, tokens_HDR = state["bootstrap_counts_LHDRE"][layer], state["bootstrap_tokens_LHDR"][layer]
+        _, _, lift_RDE = _replicates(counts_HDRE[:1], tokens_HDR[:1])
+        values["choosing_lift_low"][layer], _ = measures.replicate_range(lift_RDE)
+        for prefix, first in (("", 0), ("measured_", 1)):
+            documents_D = values[f"{prefix}num_documents"][layer]
+            enough_D1 = (documents_D >= MIN_DOCUMENTS)[:, None]
+            enough = documents_D.sum() >= MIN_DOCUMENTS
+            replicates = _replicates(counts_HDRE[first:], tokens_HDR[first:])
             for name, replicates_R, known in zip(names, replicates, (enough, enough_D1, enough_D1), strict=True):
                 for end, bound in zip(("low", "high"), measures.replicate_range(replicates_R), strict=True):
-                    values[f"{prefix}{name}_ci_{end}"][layer] = np.where(known, bound, np.nan)
+                    ends = values.setdefault(f"{prefix}{name}_ci_{end}", np.full(values[name].shape, np.nan))
+                    ends[layer] = np.where(known, bound, np.nan)
+
+
+def _replicates(counts_HDRE: NDArray, tokens_HDR: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Selection frequency (R, E), domain specialization and lift (R, D, E) of each replicate of some halves."""
+    counts_RDE = counts_HDRE.sum(axis=0, dtype=np.int64).swapaxes(0, 1)
+    tokens_RD = tokens_HDR.sum(axis=0).T
+    specialization_RDE = measures.ratio(counts_RDE, tokens_RD[..., None])
+    frequency_RE = measures.ratio(counts_RDE.sum(axis=1), tokens_RD.sum(axis=1)[:, None])
+    return frequency_RE, specialization_RDE, measures.lift(specialization_RDE)
 
 
 def _add_nulls(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
