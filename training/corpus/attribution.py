@@ -63,7 +63,7 @@ def _section(domain: Domain, documents: Sequence[Document]) -> str:
         "",
         f"- What: {domain.description} ({len(documents)} documents)",
         f"- By: {work.holder}",
-        f"- Licence: {domain.licence}: {work.terms}",
+        f"- Licence: {domain.licence}; {work.terms}",
         f"- Package: {packages}",
         f"- Changed: {work.changes}",
     ]

