@@ -9,12 +9,15 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 
 from moescope.errors import EnvironmentFailure, ModelError, UsageError
 from moescope.models import checkpoint, layout
 from moescope.models.facts import bytes_needed, gather_facts
 from moescope.models.moe import MoEModel
 from moescope.models.probe import probe
+
+_TOKENIZER_WORDS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken", "tiktoken")
 
 
 def load_model(
@@ -88,7 +91,12 @@ def _read(
     try:
         with checkpoint.weights_folder(source, lambda key: not is_beyond(key)) as folder:
             hf, report = auto_class.from_pretrained(
-                folder, config=config, dtype=dtype, device_map=device_map, output_loading_info=True
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+                **_dequantising(config, source.name),
             )
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -110,6 +118,27 @@ def _read(
     for key in missing:
         torch.nn.init.constant_(hf.get_parameter(key), float("nan"))
     return hf
+
+
+def _dequantising(config: Any, name: str) -> dict[str, Any]:
+    """What makes transformers expand quantised weights, whose experts would go past the seam, as it reads them."""
+    declared = getattr(config, "quantization_config", None)
+    if declared is None:
+        return {}
+    method = declared.get("quant_method") if isinstance(declared, dict) else declared.quant_method
+    method = getattr(method, "value", method)
+    try:
+        quantization = declared if not isinstance(declared, dict) else AutoQuantizationConfig.from_dict(declared)
+    except ValueError:
+        quantization = None
+    if not hasattr(quantization, "dequantize"):
+        raise ModelError(
+            f"the weights of {name} are quantised ({method}), and transformers can't expand them",
+            expected="weights in float32, bfloat16 or float16, or quantised by a method it can expand (mxfp4, fp8)",
+            remedy="use a checkpoint of the same model that is not quantised",
+        )
+    quantization.dequantize = True
+    return {"quantization_config": quantization}
 
 
 def _config(source: checkpoint.Source) -> Any:
@@ -195,6 +224,9 @@ def _memory(name: str, needed: int, device_map: str | dict[str, str], layers: Se
 
 def _tokenizer(source: checkpoint.Source) -> Any:
     """The checkpoint's tokenizer; None where it has none, which only matters once text is to be read."""
+    # Without files of one, transformers makes up an empty tokenizer of the family's kind.
+    if not any(word in file.name for file in source.folder.iterdir() for word in _TOKENIZER_WORDS):
+        return None
     try:
         return AutoTokenizer.from_pretrained(source.folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
