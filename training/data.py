@@ -47,8 +47,8 @@ def load_tokens(parquet: Path, tokenizer_folder: Path, cache: Path) -> dict[str,
 class Windows:
     """An endless, seeded stream of windows of one domain, in a new order each epoch.
 
-    A document longer than the window is cut into consecutive windows; the first is shortened at random, so that the cuts
-    fall elsewhere each epoch.
+    A document longer than the window is cut into consecutive windows; the first is shortened at random, so that the
+    cuts fall elsewhere each epoch.
     """
 
     def __init__(self, tokens: Tokens, length: int, seed: tuple[int, ...]) -> None:

@@ -54,7 +54,9 @@ def read(model: OlmoeForCausalLM, documents: list[list[int]]) -> tuple[np.ndarra
         # Right padding: under a causal model nothing real sees it
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
         out = model(input_ids=ids, output_router_logits=True, use_cache=False)
-        nats = functional.cross_entropy(out.logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").cpu().double()
+        logits = out.logits[:, :-1].flatten(0, 1)
+        nats = functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+        nats = nats.view(len(part), -1).cpu().double()
         picked = [z.reshape(*ids.shape, experts).topk(chosen).indices.cpu() for z in out.router_logits]
         for row, (d, start, end, counted) in enumerate(part):
             low, high = counted - start, end - start

@@ -58,6 +58,7 @@ def main() -> None:
     mean = {n: torch.stack([h[n].float() for h in held]).mean(0).to(torch.bfloat16) for n in held[0]}
     partial = options.out / "model.safetensors.part"
     save_file(mean, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     partial.replace(options.out / "model.safetensors")
     for file in FILES[1:]:
         shutil.copy(folders[-1] / file, options.out / file)

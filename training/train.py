@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 class Recipe:
     """What decides the result, besides text and seed."""
 
-    rate: float = 3e-3
+    rate: float = 4e-3
     warmup_steps: int = 100
     decay_from: float = 0.7  # progress
     final_rate: float = 0.01  # of `rate`
