@@ -81,7 +81,7 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
     shown = _spread(len(layers), MOST_LAYERS_WITH_DOMAINS)
     percent_LDE = 100 * table["domain_specialization"].values[:, order_D]
     highest = float(np.nanmax(percent_LDE[shown], initial=0.0))
-    across = min(2, len(shown))
+    across = 2 if len(shown) == 4 else len(shown)
     down = -(-len(shown) // across)
     panel = max(1.6 if down == 1 else 1.1, 0.115 * len(names) + 0.2)
     fig, grid = style.figure("page", down * panel + 0.75, down, across, squeeze=False, sharey=True)
