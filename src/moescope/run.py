@@ -109,7 +109,8 @@ def capture(
     Args:
         model: From `load_model`.
         corpus: From `load_corpus`.
-        analyses: Names of analyses; None for all.
+        analyses: Names of analyses; None for all that make sense for the corpus (a corpus of one domain has nothing to
+            compare; the manifest's notes say what was left out).
         num_tokens: Tokens to count, split evenly over the corpus' domains.
         layers: MoE layers (decoder block indices); None for all. The pass stops after the deepest.
         seed: Chooses documents, windows and replicates.
@@ -128,6 +129,11 @@ def capture(
     """
     started = time.perf_counter()
     asked = {name: registry.find(name) for name in (analyses if analyses is not None else registry.names())}
+    left_out: list[str] = []
+    if analyses is None:
+        for name in [name for name, analysis in asked.items() if len(corpus.domains) < analysis.min_domains]:
+            del asked[name]
+            left_out.append(f"{name} was left out: it compares domains, and the corpus has {len(corpus.domains)}")
     if not asked:
         raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
     for name, analysis in asked.items():
@@ -172,9 +178,10 @@ def capture(
         "batch_tokens": batch_tokens,
         "predictions": context.predictions,
     }
-    manifest = make_manifest(replace(context, num_tokens=counted), corpus, sampler, options, list(asked), command)
+    context = replace(context, num_tokens=counted)
+    manifest = make_manifest(context, corpus, sampler, options, list(asked), command, left_out)
     manifest.wall_seconds = round(time.perf_counter() - started, 3)
-    return Run(replace(context, num_tokens=counted), asked, statistics, manifest)
+    return Run(context, asked, statistics, manifest)
 
 
 def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Statistic]:
@@ -189,7 +196,13 @@ def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Stati
 
 
 def make_manifest(
-    context: Context, corpus: Corpus, sampler: Sampler, options: dict[str, Any], asked: list[str], command: str
+    context: Context,
+    corpus: Corpus,
+    sampler: Sampler,
+    options: dict[str, Any],
+    asked: list[str],
+    command: str,
+    notes: Sequence[str] = (),
 ) -> Manifest:
     """What was run, on what, with what; wall time is left to be filled in."""
     model = context.model
@@ -218,7 +231,7 @@ def make_manifest(
         num_experts_per_token=model.num_experts_per_token,
         analyses=asked,
         options=options,
-        notes=list(sampler.warnings),
+        notes=[*corpus.notes, *notes, *sampler.warnings],
         wall_seconds=0.0,
         peak_memory_bytes=peak_memory_bytes(),
     )

@@ -90,7 +90,7 @@ def test_every_counted_token_is_the_documents_own(corpus, num_tokens, seed, sequ
         for number, text in enumerate(texts)
     }
     num_prefix, num_suffix = (1 if token else 0 for token in around)
-    window = max(128, num_tokens // len(corpus.domains) // 20)
+    window = max(128, num_tokens // len(corpus.domains) // 40)
     window = min(window, (sequence_length or 4096) - num_prefix - num_suffix)
     assert sampler.window == window
     positions_of: dict[int, list[int]] = {}
