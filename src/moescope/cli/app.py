@@ -12,11 +12,13 @@ from moescope.cli.capture import run_analyses
 from moescope.cli.info import info
 from moescope.cli.options import CaptureOptions
 from moescope.cli.report import report
+from moescope.cli.saturation import saturation
 from moescope.report import words
 
 LOOK = Group.create_ordered("Look at a model")
 EVERYTHING = Group.create_ordered("Ask everything at once")
 ONE_QUESTION = Group.create_ordered("Ask one question")
+TRAINING_RUN = Group.create_ordered("Compare a model with its past")
 
 OTHER = Group.create_ordered("Also")
 
@@ -41,6 +43,7 @@ def build() -> App:
     app.command(report, group=EVERYTHING, help_epilogue="")
     for name, summary in analyses.summaries().items():
         app.command(_question(name, summary), name=name, group=ONE_QUESTION, help_epilogue="")
+    app.command(saturation, group=TRAINING_RUN, help_epilogue="")
     return app
 
 

@@ -77,7 +77,7 @@ class TextOptions:
     """Tokens to count, split evenly over the domains. Padding and special tokens never count."""
 
     sequence_length: Annotated[int | None, Parameter(validator=validators.Number(gte=2), group=TEXT)] = None
-    """Longest stretch of one document, in tokens. Default: a twentieth of its domain's tokens, but at least 128, and
+    """Longest stretch of one document, in tokens. Default: a fortieth of its domain's tokens, but at least 128, and
     at most what the model can attend to."""
 
     seed: Annotated[int, Parameter(group=TEXT)] = 0
@@ -93,15 +93,21 @@ class RunOptions:
     batch_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=RUN)] = 8192
     """Tokens in one forward pass, padding included. Fewer take less memory; what is measured stays the same."""
 
-    predictions: Annotated[bool | None, Parameter(group=RUN)] = None
-    """Run the whole model to learn which next token it predicts; only the vocabulary analysis asks. Default: yes
-    without --layers, no with --layers."""
-
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None
     """Folder for the results; must not exist yet. Default: results/COMMAND, or results/COMMAND-2, -3, ... if taken."""
 
     force: Annotated[bool, Parameter(negative="", show_default=False, group=OUTPUT)] = False
     """Replace the results folder named with --out."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class DepthOptions:
+    """How much of the model to run."""
+
+    predictions: Annotated[bool | None, Parameter(group=RUN)] = None
+    """Run the whole model to learn which next token it predicts; only the vocabulary analysis asks. Default: yes
+    without --layers, no with --layers."""
 
 
 @Parameter(name="*")
@@ -124,5 +130,11 @@ class InfoOptions(Loudness, ModelOptions):
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class CaptureOptions(Loudness, RunOptions, TextOptions, ModelOptions):
+class CaptureOptions(Loudness, DepthOptions, RunOptions, TextOptions, ModelOptions):
     """What a run of text through a model can be told."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class CompareOptions(Loudness, RunOptions, TextOptions, ModelOptions):
+    """What a comparison of models on the same text can be told."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from moescope.cli.capture import DEFAULT_FOLDER, load, may_download
-from moescope.cli.options import CaptureOptions
+from moescope.cli.options import CompareOptions
 from moescope.cli.terminal import counting, quieten, say, show, working
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TRAINING = Group.create_ordered("Training run")
 
@@ -19,24 +25,28 @@ def saturation(
     checkpoint: Annotated[list[str], Parameter(consume_multiple=(1, None), group=TRAINING)],
     label: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=TRAINING)] = None,
     share: Annotated[list[float] | None, Parameter(consume_multiple=(1, None), group=TRAINING)] = None,
-    options: CaptureOptions | None = None,
+    options: CompareOptions | None = None,
 ) -> None:
-    """Compare a model's routers with those of its earlier checkpoints.
+    """Router saturation: how early in training the router's decisions were made.
 
-    Router saturation: the share of a token's K selected experts that a checkpoint and the final model have in common,
-    averaged over tokens; and the share of tokens whose first-ranked expert is the same (OLMoE, arXiv 2409.02060,
-    Eq. 5).
-    Chance: K/E and 1/E. Independent: the value if the two routers knew nothing of each other but kept their selection
-    frequencies. Writes a table, figures, the counts behind them and a manifest to the folder --out.
+    Runs the same text through --model and each earlier checkpoint of it, and writes a table (.csv, .parquet), figures
+    (.pdf, .png), the counts behind them and a manifest to the folder --out.
+
+    **Router saturation**: of a token's K selected experts, the share that the checkpoint and the final model have in
+    common, averaged over tokens; and the share of tokens whose first-ranked expert is the same (OLMoE, arXiv
+    2409.02060, Eq. 5).
+
+    **Chance**: K/E and 1/E, for two routers that choose evenly and know nothing of each other. **Independent**: the
+    same for two routers with these selection frequencies.
 
     Args:
         checkpoint: Earlier states of --model, in the order of training: folders, Hugging Face ids (also id@revision),
             or revisions of --model's repository.
         label: What to call each checkpoint. Default: the folder's or the revision's name.
-        share: How much of training each checkpoint had behind it, in percent; the figure then has a scale.
-        options: Which final model, text, layers, folder.
+        share: How much of training each checkpoint had behind it, in percent: the figure's horizontal axis.
+        options: Which final model, which text, where to leave results.
     """
-    options = options or CaptureOptions()
+    options = options or CompareOptions()
     quieten(verbose=options.verbose, downloads=may_download(options))
     started = time.perf_counter()
     with working("starting"):
@@ -53,6 +63,9 @@ def saturation(
             text_field=options.text_field,
             domain_field=options.domain_field,
             num_domains=options.num_domains,
+            domains=options.domains,
+            config=options.config,
+            split=options.split,
         )
     with folder:
         with counting("comparing", options.num_tokens * len(checkpoint)) as progress:
@@ -72,19 +85,18 @@ def saturation(
         with working("drawing figures"):
             frame = run.frame()
             folder.write_table("saturation", frame)
-            for name, statistic in run.statistics.items():
-                folder.write_state(
-                    f"saturation_{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}", statistic
-                )
+            for place, statistic in enumerate(run.statistics.values()):
+                folder.write_state(f"saturation_{place}", statistic)
             for name, figure in run.figures():
                 folder.write_figure(name, figure)
-            settings = {
+            settings: dict[str, Any] = {
                 "num_tokens": options.num_tokens,
                 "sequence_length": options.sequence_length,
                 "batch_tokens": options.batch_tokens,
                 "checkpoints": checkpoint,
                 "labels": list(run.statistics),
                 "shares": share,
+                "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             }
             manifest = make_manifest(run.context, corpus, run.sampler, settings, ["saturation"], "saturation")
             manifest.wall_seconds = round(time.perf_counter() - started, 3)
@@ -93,20 +105,19 @@ def saturation(
     say(f"\nResults: {folder.path}")
 
 
-def _print(frame: object) -> None:
-    """Saturation per checkpoint, mean over layers."""
-    import pandas as pd
+def _print(frame: pd.DataFrame) -> None:
+    """Saturation of each checkpoint, mean over layers."""
     from rich.table import Table
 
-    assert isinstance(frame, pd.DataFrame)
     table = Table(title="Router saturation, mean over layers", title_justify="left", title_style="bold", box=None)
-    for column in ("checkpoint", "top-K", "independent", "chance", "top-1", "independent", "chance"):
-        table.add_column(column, justify="left" if column == "checkpoint" else "right")
+    table.add_column("checkpoint")
+    columns = {
+        f"{ranks}_saturation{suffix}": f"{words} {kind}".strip()
+        for ranks, words in (("topk", "top-K"), ("top1", "top-1"))
+        for suffix, kind in (("", ""), ("_independent", "independent"), ("_chance", "chance"))
+    }
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
     for name, rows in frame.groupby("checkpoint", sort=False):
-        cells = [
-            f"{100 * rows[f'{ranks}_saturation{suffix}'].mean():.1f} %"
-            for ranks in ("topk", "top1")
-            for suffix in ("", "_independent", "_chance")
-        ]
-        table.add_row(str(name), *cells)
+        table.add_row(str(name), *(f"{100 * rows[column].mean():.1f} %" for column in columns))
     show(table)
