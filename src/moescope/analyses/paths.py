@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.optimize import linear_sum_assignment
 
 from moescope.analyses.base import Analysis, Context
-from moescope.analyses.drawing import against_independent, matrix_panels
+from moescope.analyses.drawing import against_independent, matrix_panels, similarity_order
 from moescope.figures import caption, style
 from moescope.statistics.paths import ExpertPaths
 
@@ -106,17 +106,17 @@ class Paths(Analysis):
         )
         with np.errstate(invalid="ignore", divide="ignore"):
             lift_PEE = np.clip(np.log2(table["lift"].values), -LOG2_LIMIT, LOG2_LIMIT)
-        matrices, labels = _aligned(lift_PEE, table["lift"].values)
+        orders = _clustered(lift_PEE)
         yield (
             "paths_lift",
             matrix_panels(
-                matrices,
+                [lift_EE[np.ix_(*orders[place : place + 2])] for place, lift_EE in enumerate(lift_PEE)],
                 titles,
                 context,
                 label="measured ÷ independent (log₂)",
-                labels=labels,
-                xlabel="expert at the later layer, ordered so that the highest lifts lie on the diagonal",
-                ylabel="expert at the earlier layer",
+                labels=(orders[:-1], orders[1:]),
+                xlabel="expert at the later layer",
+                ylabel="expert at the earlier layer, those of like paths side by side",
                 vmin=-LOG2_LIMIT,
                 vmax=LOG2_LIMIT,
                 centre=0.0,
@@ -134,16 +134,16 @@ def _information(table: xr.Dataset, context: Context) -> Figure:
         }
         for suffix in ("", "_independent")
     )
-    fig, ax = style.figure("column", 2.4)
+    fig, ax = style.figure("column", 2.5)
     against_independent(
         ax,
         table["next_layer"].values,
         measured,
         independent,
         xlabel="layer, with the one looked at before it",
-        ylabel="normalised mutual information",
+        ylabel="normalised information (share)",
     )
-    caption(fig, context, "independent routing: tokens shuffled between the two layers")
+    caption(fig, context, "mutual information ÷ mean entropy; independent routing: one layer's tokens shuffled")
     return fig
 
 
@@ -160,3 +160,13 @@ def _aligned(
         columns.append(order)
         matrices.append(shown_EE[np.ix_(rows[-1], order)])
     return matrices, (rows, columns)
+
+
+def _clustered(lift_PEE: NDArray[np.floating]) -> list[list[int]]:
+    """For every layer an order that puts experts side by side whose tokens come from, and go to, the same experts."""
+    profiles: list[list[NDArray[np.floating]]] = [[] for _ in range(len(lift_PEE) + 1)]
+    for place, lift_EE in enumerate(np.nan_to_num(lift_PEE)):
+        profiles[place].append(lift_EE)
+        profiles[place + 1].append(lift_EE.T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return [similarity_order(np.corrcoef(np.concatenate(parts, axis=1))) for parts in profiles]

@@ -254,7 +254,7 @@ def _over_training(table: xr.Dataset, context: Context) -> Figure:
     layers = table["layer"].values
     known = bool(np.isfinite(table["share"].values).all())
     order = np.argsort(table["share"].values, kind="stable") if known else np.arange(table.sizes["checkpoint"])
-    x = table["share"].values[order] if known else order.astype(float)
+    x = table["share"].values[order] if known else np.arange(table.sizes["checkpoint"], dtype=float)
     colours = _ramp(len(layers))
     fig, axes = style.figure("page", 2.6, 1, 2, sharey=True)
     for ax, (ranks, words) in zip(axes, RANKS.items(), strict=True):
@@ -271,11 +271,11 @@ def _over_training(table: xr.Dataset, context: Context) -> Figure:
         charts.label(
             ax,
             x="share of training (%)" if known else "checkpoint",
-            y="agreement with the final router (share)" if ax is axes[0] else None,
+            y="router saturation (share)" if ax is axes[0] else None,
             title=words,
         )
     _layer_key(fig, axes, layers, colours)
-    caption(fig, context, f"compared with {context.model.name}, after the whole of training")
+    caption(fig, context, "share of a token's experts that are those of the final model")
     return fig
 
 
@@ -290,12 +290,12 @@ def _by_layer(table: xr.Dataset, context: Context) -> Figure:
         charts.lines(
             ax, table["layer"].values, dict(zip(names, values, strict=True)),
             colours=dict(zip(names, colours, strict=True)), xlabel="layer", title=words, legend=False,
-            ylabel="agreement with the final router (share)" if ax is axes[0] else None, ylim=(0, 1),
+            ylabel="router saturation (share)" if ax is axes[0] else None, ylim=(0, 1),
         )  # fmt: skip
         _chance(ax, float(table[f"{ranks}_saturation_chance"][0, 0]))
     handles, words_of = axes[0].get_legend_handles_labels()
     fig.legend(handles, words_of, loc="outside upper center", ncols=min(len(words_of), 5))
-    caption(fig, context, f"compared with {context.model.name}, after the whole of training")
+    caption(fig, context, "share of a token's experts that are those of the final model")
     return fig
 
 
