@@ -60,7 +60,7 @@ def test_specialist_not_met_on_the_other_half_is_passed_over():
 
 def test_domains_with_experts_of_their_own():
     finding = find(results({"specialists": tables.specialists()}))[1]
-    assert finding.title == "1 of 2 domains have an expert of their own"
+    assert finding.title == "1 of 2 domains has an expert of its own"
     assert finding.text.endswith("None such for law.")
 
 
@@ -165,7 +165,7 @@ def test_key_numbers_per_layer():
         "top-1 probability",
         "MaxVio",
         "never used",
-        "told of the domain",
+        "domain information",
         "vocabulary",
     ]
     assert numbers.rows == [

@@ -8,27 +8,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moescope.cli.options import CaptureOptions, ModelOptions
+from moescope.cli.options import CaptureOptions, ModelOptions, TextOptions
 from moescope.cli.terminal import counting, note, quieten, say, show, working
 
 if TYPE_CHECKING:
+    from moescope.corpora import Corpus
     from moescope.models import MoEModel
 
 DEFAULT_FOLDER = Path("results")
 
 
 def run_analyses(
-    names: Sequence[str],
+    names: Sequence[str] | None,
     options: CaptureOptions,
     *,
     command: str,
     check: Callable[[MoEModel], None] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Answers the questions `names` in one pass and leaves a results folder.
+    """Answers questions in one pass and leaves a results folder.
 
     Args:
-        names: Analyses to run.
+        names: Analyses to run; None for all that make sense for the corpus.
         options: What the reader asked for.
         command: The command's name: the default folder's name, and what the manifest calls the run.
         check: Called with the loaded model, before anything is run; raises if it is not what was asked for.
@@ -38,35 +39,29 @@ def run_analyses(
         UsageError: Input that cannot be used; nothing was written.
         EnvironmentFailure: The surroundings failed.
     """
-    quieten(verbose=options.verbose, downloads=may_download(options) or not _is_local(options.corpus, "embedded"))
+    quieten(verbose=options.verbose, downloads=may_download(options))
     with working("starting"):
         import moescope
+        from moescope import analyses
         from moescope.results import ResultsFolder
 
-    # Made first: an --out that is taken must be known before an hour's work, not after.
+    # What can be refused is refused before an hour's work, not after: first of all an --out that is taken.
     folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / command, force=options.force)
+    for name in names or ():
+        analyses.find(name)
     model = load(options, whole_depth=bool(options.predictions))
     if check is not None:
         check(model)
     layers = model.check_layers(options.layers) if options.layers is not None else None
-    with working("opening the corpus"):
-        corpus = moescope.load_corpus(
-            options.corpus,
-            text_field=options.text_field,
-            domain_field=options.domain_field,
-            num_domains=options.num_domains,
-            domains=options.domains,
-            config=options.config,
-            split=options.split,
-        )
-    if "vocabulary" in names and layers is not None and options.predictions is None:
+    corpus = open_corpus(options)
+    if layers is not None and options.predictions is None and (names is None or "vocabulary" in names):
         note("predicted tokens are left out: with --layers the model is not run to its end (--predictions does)")
     with folder:
         with counting("reading", options.num_tokens) as progress:
             run = moescope.capture(
                 model,
                 corpus,
-                analyses=list(names),
+                analyses=names,
                 num_tokens=options.num_tokens,
                 layers=layers,
                 seed=options.seed,
@@ -76,12 +71,19 @@ def run_analyses(
                 command=command,
                 progress=progress,
             )
+        for text in run.manifest.notes:
+            note(text)
         with working("computing tables, drawing figures"):
-            run.manifest.options["command_line"] = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            run.manifest.options["command_line"] = command_line()
             run.write(folder)
     if finish is not None:
         finish(folder.path)
     summarise(folder.path)
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def load(options: ModelOptions, *, whole_depth: bool = False) -> MoEModel:
@@ -98,13 +100,28 @@ def load(options: ModelOptions, *, whole_depth: bool = False) -> MoEModel:
         )
 
 
+def open_corpus(options: TextOptions) -> Corpus:
+    """The corpus the options name."""
+    import moescope
+
+    with working(f"opening {options.corpus}"):
+        return moescope.load_corpus(
+            options.corpus,
+            text_field=options.text_field,
+            domain_field=options.domain_field,
+            num_domains=options.num_domains,
+            domains=options.domains,
+            config=options.config,
+            split=options.split,
+        )
+
+
 def may_download(options: ModelOptions) -> bool:
-    """Whether the model may have to be fetched."""
-    return not _is_local(options.model, "nano")
-
-
-def _is_local(name: str, embedded: str) -> bool:
-    return name == embedded or Path(name).exists()
+    """Whether the model, or the text, may have to be fetched."""
+    names = [(options.model, "nano")]
+    if isinstance(options, TextOptions):
+        names.append((options.corpus, "embedded"))
+    return any(name != embedded and not Path(name).exists() for name, embedded in names)
 
 
 def summarise(path: Path) -> None:

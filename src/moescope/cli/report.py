@@ -40,10 +40,7 @@ def report(
         write_page(existing)
         summarise(existing)
         return
-
-    from moescope import analyses as registry
-
-    run_analyses(analyses or registry.names(), options, command="report", finish=write_page)
+    run_analyses(analyses, options, command="report", finish=write_page)
 
 
 def write_page(folder: Path) -> None:

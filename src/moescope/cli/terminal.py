@@ -27,6 +27,7 @@ _CHATTER = {
     "HF_HUB_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_warned: set[str] = set()
 _BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -48,8 +49,14 @@ def complain(kind: str, message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Prints one plain line to stderr about something the reader may not expect."""
-    say(f"note: {message}", stream=sys.stderr)
+    """Prints one plain line to stderr about something the reader may not expect, unless a warning said it already."""
+    line = _line(message)
+    if line not in _warned:
+        say(f"note: {line}", stream=sys.stderr)
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def show(table: Table) -> None:
@@ -72,11 +79,14 @@ def quieten(*, verbose: bool, downloads: bool) -> None:
         logging.basicConfig(level=logging.ERROR)
     if not (downloads and sys.stderr.isatty()):
         os.environ.update(_BARS)
+        if "transformers" in sys.modules:  # called from Python: the environment was read long ago
+            sys.modules["transformers"].logging.disable_progress_bar()
     shown_otherwise = warnings.showwarning
 
     def show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
         if issubclass(category, MoescopeWarning):
-            complain("warning", " ".join(str(message).split()))
+            _warned.add(_line(message))
+            complain("warning", _line(message))
         elif verbose:
             shown_otherwise(message, category, *where)  # type: ignore[arg-type]
 

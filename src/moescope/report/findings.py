@@ -25,6 +25,8 @@ OWN_LIFT = 2.0
 MOST_NAMED = 8
 READINGS = {"input": "the token read", "predicted": "the token predicted", "next": "the token that comes next"}
 RARE = 0.1
+ALIKE = 0.01
+"""Normalized entropies that differ by less are not ranked."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def _domains_with_experts(results: Results) -> Finding | None:
         text += f" None such for {_names(without['domain'].tolist())}."
     if len(frame) > len(known):
         text += f" {_count(len(frame) - len(known), 'domain')} had too few documents to tell."
-    return Finding("usage", f"{len(own)} of {len(known)} domains have an expert of their own", text)
+    verb = "has an expert of its" if len(own) == 1 else "have an expert of their"
+    return Finding("usage", f"{len(own)} of {len(known)} domains {verb} own", text)
 
 
 def _information(results: Results) -> Finding | None:
@@ -142,7 +145,8 @@ def _load(results: Results) -> Finding | None:
         f"{percent(busiest['selection_frequency'])} of all tokens "
         f"({_interval(busiest['ci_low'], busiest['ci_high'], share=True)}), "
         f"{number(busiest['selection_frequency'] / fair)} times its fair share of {percent(fair)}. "
-        f"{_count(len(rare), 'expert')} in use {'gets' if len(rare) == 1 else 'get'} less than a tenth of a fair share."
+        f"{_count(len(rare), 'expert') if len(rare) else 'No expert'} in use {'get' if len(rare) > 1 else 'gets'} less "
+        "than a tenth of a fair share."
     )
     if dead.empty:
         return Finding("usage", f"None of {len(frame):,} experts is dead", text)
@@ -162,17 +166,21 @@ def _least_sure(results: Results) -> Finding | None:
         f"({number(most['entropy_mean'])} nats, mean over {_count(most['num_tokens'], 'token')}), and its first choice "
         f"gets {percent(most['top1_probability_mean'])} of the probability."
     )
-    if len(every) > 1:
+    alike = most[column] - least[column] < ALIKE
+    if len(every) > 1 and not alike:
         first = percent(least["top1_probability_mean"])
         text += f" It is surest at layer {least['layer']}: {percent(least[column])}, first choice {first}."
     by_domain = frame[frame["domain"] != ALL].groupby("domain", sort=False)[column].mean()
-    if len(by_domain) > 1:
+    if len(by_domain) > 1 and by_domain.max() - by_domain.min() >= ALIKE:
         text += (
             f" Of the domains, {by_domain.idxmax()} leaves it least sure ({percent(by_domain.max())}), "
             f"{by_domain.idxmin()} surest ({percent(by_domain.min())}){', mean over layers' if len(every) > 1 else ''}."
         )
     if len(every) == 1:
         return Finding("entropy", f"How sure the router is at layer {most['layer']}", text)
+    if alike:
+        title = "The router is as sure at one layer as at another"
+        return Finding("entropy", title, f"Within {percent(ALIKE, 0)}; take layer {most['layer']}. {text}")
     return Finding("entropy", f"The router is least sure at layer {most['layer']}", text)
 
 
@@ -243,6 +251,32 @@ def _paths(results: Results) -> Finding | None:
     return Finding("paths", f"{title} best", text)
 
 
+def _saturation(results: Results) -> Finding | None:
+    frame = results.table("saturation")
+    if frame is None or not frame["topk_saturation"].notna().any():
+        return None
+    means = frame.groupby("checkpoint", sort=False)[
+        ["topk_saturation", "topk_saturation_chance", "top1_saturation"]
+    ].mean()
+    best = str(means["topk_saturation"].idxmax())
+    share, chance, first = means.loc[best]
+    layers = frame[frame["checkpoint"] == best].groupby("layer")["topk_saturation"].mean()
+    over = "" if len(layers) == 1 else ", mean over layers"
+    text = (
+        f"{percent(share)} of the experts it selects are those the final model selects{over}; chance is "
+        f"{percent(chance)}. Of the first-ranked alone, {percent(first)}."
+    )
+    if len(layers) > 1:
+        text += (
+            f" Most at layer {layers.idxmax()} ({percent(layers.max())}), least at layer {layers.idxmin()} "
+            f"({percent(layers.min())})."
+        )
+    if len(means) > 1:
+        first_of = str(means.index[0])
+        text += f" At {first_of}: {percent(means.loc[first_of, 'topk_saturation'])}."
+    return Finding("saturation", f"Nearest to the final router is {best}", text)
+
+
 _FINDINGS: list[Callable[[Results], Finding | None]] = [
     _most_specialised,
     _domains_with_experts,
@@ -252,6 +286,7 @@ _FINDINGS: list[Callable[[Results], Finding | None]] = [
     _vocabulary,
     _coactivation,
     _paths,
+    _saturation,
 ]
 
 

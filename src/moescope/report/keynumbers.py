@@ -102,8 +102,8 @@ def per_layer(results: Results) -> KeyNumbers:
             information,
             "mutual_information_share_excess",
             Series(
-                "told of the domain",
-                "by the experts selected, as a share of all there is to know, beyond chance",
+                "domain information",
+                "what the experts tell about the domain, beyond chance, as a share of all there is to know",
                 [],
                 True,
             ),
@@ -112,7 +112,10 @@ def per_layer(results: Results) -> KeyNumbers:
             vocabulary,
             "vocabulary_specialization",
             Series(
-                "vocabulary", "share of a token type that goes to its own expert, by the token read", [], share=True
+                "vocabulary",
+                "share of a token type that goes to its own expert, by the token read; chance is not 0",
+                [],
+                share=True,
             ),
         ),
     ]

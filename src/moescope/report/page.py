@@ -36,6 +36,7 @@ def render(folder: str | Path) -> str:
     results = Results.read(folder)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
     environment.globals["spark"] = spark
+    environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     assets = resources.files("moescope.report") / ASSETS
     template = environment.from_string((assets / "page.html.jinja").read_text(encoding="utf-8"))
     return template.render(

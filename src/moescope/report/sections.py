@@ -45,12 +45,16 @@ def sections(results: Results) -> list[Section]:
         section = Section(
             name=name,
             title=words.title(name),
-            summary=summaries.get(name, ""),
-            figures=[
-                view_figure(figure, path, words.caption(figure))
-                for figure, path in results.figures.items()
-                if _owner(figure, order) == name
-            ],
+            summary=_without_title(summaries.get(name, "")),
+            # Those of one column first, so that two fit side by side.
+            figures=sorted(
+                (
+                    view_figure(figure, path, words.caption(figure))
+                    for figure, path in results.figures.items()
+                    if _owner(figure, order) == name
+                ),
+                key=lambda view: view.wide,
+            ),
             definitions=words.definitions(name),
             tables=[
                 view_table(table, frame, path)
@@ -61,6 +65,12 @@ def sections(results: Results) -> list[Section]:
         if section.figures or section.tables:
             made.append(section)
     return made
+
+
+def _without_title(summary: str) -> str:
+    """A summary without the "Title: " that would stand below the same title."""
+    rest = summary.partition(": ")[2] or summary
+    return rest[:1].upper() + rest[1:]
 
 
 def _owner(file: str, names: list[str]) -> str:

@@ -64,7 +64,9 @@ def number(value: Any, digits: int = 3) -> str:
         return f"{value:,.0f}"
     if size < 1e-4:
         return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
+    # The exponent after rounding: 9.996 has two digits before the point.
+    exponent = int(f"{size:.{digits - 1}e}".partition("e")[2])
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -88,7 +90,8 @@ def _cell(value: Any, numeric: bool) -> Cell:
     if numeric:
         missing = value is None or math.isnan(value)
         return Cell(MISSING if missing else number(value), "" if missing else repr(float(value)))
-    return Cell("" if value is None else str(value), "" if value is None else str(value))
+    missing = value is None or value != value  # NaN alone differs from itself
+    return Cell("" if missing else str(value), "" if missing else str(value))
 
 
 def view_figure(name: str, path: Path, caption: str) -> FigureView:

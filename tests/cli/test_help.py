@@ -1,0 +1,100 @@
+"""Help is complete, plain and cheap; what can't be parsed is said helpfully."""
+
+import importlib
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from moescope import analyses
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "numpy", "pandas", "xarray", "matplotlib", "umap", "scipy", "datasets", "jinja2")
+
+HELP = f"""
+import contextlib, io, json, sys
+from moescope.cli import main
+from moescope.cli.thesis import router_decisive, router_metrics, router_stats
+pages = {{}}
+for entry, words in [
+    (main, ["moescope", "--help"]),
+    *((main, ["moescope", name, "--help"]) for name in ["info", "report", *{analyses.names()}]),
+    (router_decisive, ["router_decisive.py", "--help"]),
+    (router_stats, ["router_stats.py", "--help"]),
+    (router_metrics, ["router_metrics.py", "--help"]),
+]:
+    sys.argv = words
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        code = entry()
+    pages[" ".join(words[:-1])] = [code, page.getvalue()]
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps([pages, heavy]))
+"""
+
+
+@pytest.fixture(scope="module")
+def helped():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_help_imports_nothing_heavy(helped):
+    assert helped[1] == []
+
+
+def test_every_command_has_its_page(helped):
+    pages = helped[0]
+    assert all(code == 0 for code, _ in pages.values())
+    overview = pages["moescope"][1]
+    for name in ["info", "report", *analyses.names()]:
+        assert name in overview
+    for name in ["report", *analyses.names()]:
+        page = pages[f"moescope {name}"][1]
+        for option in (
+            "--model",
+            "--layers",
+            "-l",
+            "--num-tokens",
+            "--corpus",
+            "--seed",
+            "--out",
+            "--force",
+            "--dtype",
+        ):
+            assert option in page, f"{name}: {option}"
+        assert "100000" in page
+    assert "--num-experts" in pages["router_metrics.py"][1]
+    assert "--topk" in pages["router_metrics.py"][1]
+
+
+def test_console_scripts_lead_somewhere():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {"moescope", "router_decisive.py", "router_stats.py", "router_metrics.py"} <= set(scripts)
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["entrop"], 'Did you mean "entropy"?'),
+        (["entropy", "--layer", "1"], "--layers"),
+        (["entropy", "--num-tokens", "0"], "Must be >= 1"),
+        (["entropy", "--num_tokens", "many"], 'unable to convert "many" into int'),
+        (["entropy", "--layers"], "--layers"),
+        (["entropy", "--dtype", "int8"], "bfloat16"),
+        (["entropy", "7"], "7"),
+    ],
+)
+def test_what_cannot_be_parsed(moescope, here, words, said):
+    outcome = moescope(*words)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: ")
+    assert said in outcome.err
+    assert "--help" in outcome.err
+    assert outcome.out == ""
+    assert list(here.iterdir()) == []

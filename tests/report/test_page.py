@@ -1,0 +1,207 @@
+"""The page: whole, self-contained, and nothing that comes from a model or a corpus is ever markup."""
+
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from moescope.errors import ResultsError
+from moescope.report.folder import Results
+from moescope.report.page import PAGE, render, spark, write
+from moescope.report.words import caption, known
+from moescope.results import DomainSample
+from tests.report import tables
+from tests.report.folders import write as write_folder
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+FIGURES = ("router_decisiveness", "usage_load", "something_new")
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: elements, ids, links, text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img", "line", "circle", "polyline", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(
+        tmp_path_factory.mktemp("results") / "report",
+        tables.everything(),
+        FIGURES,
+        analyses=["entropy", "usage", "vocabulary", "coactivation", "paths", "novel"],
+    )
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page(render(folder))
+
+
+def test_every_element_is_closed(page):
+    assert page.open == []
+
+
+def test_it_leads_with_what_and_what_was_found(page):
+    assert page.all("title")
+    assert "What 8 experts of toy do on 2 kinds of text" in page.text
+    assert page.text.index("The most specialised expert is expert 3 of layer 7, for verse") < page.text.index(
+        "Router decisiveness Router decisiveness"
+    )
+    assert "91.2 % of verse (95 % interval 87.1 to 94.4 %)".replace(" %", "\N{NO-BREAK SPACE}%") in " ".join(page.words)
+
+
+def test_nothing_is_requested_from_anywhere(folder, page):
+    text = render(folder)
+    for _, attributes in page.elements:
+        for name in ("src", "srcset", "data", "action", "poster", "background"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    for link in page.all("link"):
+        assert link["href"].startswith("data:")
+    for link in page.all("a"):
+        assert not re.match(r"[a-z]+:|//", link["href"]), link
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|import\(", text)
+    assert "http://" not in text
+    assert "https://" not in text
+    policy = next(meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+
+
+def test_links_lead_to_what_is_there(folder, page):
+    ids = {attributes["id"] for _, attributes in page.elements if attributes.get("id")}
+    for link in page.all("a"):
+        target = link["href"]
+        assert (target[1:] in ids) if target.startswith("#") else (folder / target).is_file(), target
+
+
+def test_figures_are_described_and_within_the_page(page):
+    images = page.all("img")
+    assert len(images) == len(FIGURES)
+    for image in images:
+        assert image["src"].startswith("data:image/png;base64,iVBOR")
+        assert image["alt"]
+    assert {image["alt"] for image in images} == {caption(name) for name in FIGURES}
+
+
+def test_a_figure_of_no_known_analysis_is_shown_all_the_same(page):
+    assert "Something new." in page.text
+    assert "Other" in page.text
+
+
+def test_tables_can_be_sorted_by_keyboard(page):
+    heads = [attributes for attributes in page.all("th") if "aria-sort" in attributes]
+    assert heads
+    assert len(page.all("button")) == len(heads)
+
+
+def test_dark_and_light(folder):
+    assert "prefers-color-scheme: dark" in render(folder)
+
+
+def test_names_are_text_and_never_markup(tmp_path):
+    frames = tables.everything()
+    for name in ("specialists", "router_entropy"):
+        frames[name]["domain"] = frames[name]["domain"].replace("verse", HOSTILE)
+    frames["tokens"] = pd.DataFrame({"layer": [1], HOSTILE: [HOSTILE]})
+    folder = write_folder(
+        tmp_path / "out",
+        frames,
+        model=HOSTILE,
+        corpus=HOSTILE,
+        revision=HOSTILE,
+        notes=[HOSTILE],
+        domains=[DomainSample(name=HOSTILE, group=HOSTILE, num_tokens=1000, num_documents=30)],
+        options={"command_line": HOSTILE},
+    )
+    text = render(folder)
+    page = Page(text)
+    assert page.open == []
+    assert text.count("<script") == 1
+    assert not page.all("img")
+    assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert page.text.count(HOSTILE) >= 8
+
+
+def test_parts_that_were_not_run_leave_no_hole(tmp_path):
+    folder = write_folder(tmp_path / "out", {"router_entropy": tables.entropy()}, analyses=["entropy"])
+    page = Page(render(folder))
+    assert page.open == []
+    assert "specialised" not in page.text
+    assert "The router is least sure at layer 1" in page.text
+
+
+def test_a_folder_without_tables_makes_a_page(tmp_path):
+    page = Page(render(write_folder(tmp_path / "out", {}, analyses=[])))
+    assert "This run holds no table that findings are drawn from." in page.text
+
+
+def test_large_tables_are_linked_not_shown(tmp_path):
+    frame = pd.DataFrame({"layer": range(5000)})
+    page = Page(render(write_folder(tmp_path / "out", {"usage": frame.assign(domain="x")}, analyses=["usage"])))
+    assert "5,000 rows" in page.text
+    assert "4,999" not in page.text
+    assert any(link["href"] == "tables/usage.csv" for link in page.all("a"))
+
+
+def test_write_puts_the_page_into_the_folder(tmp_path):
+    folder = write_folder(tmp_path / "out", {})
+    before = {path.name for path in folder.iterdir()}
+    assert write(folder) == folder / PAGE
+    assert {path.name for path in folder.iterdir()} == before | {PAGE}
+
+
+def test_what_is_no_results_folder_is_refused(tmp_path):
+    with pytest.raises(ResultsError, match="no results folder"):
+        render(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"command": 3}')
+    with pytest.raises(ResultsError, match="cannot be read"):
+        Results.read(tmp_path)
+
+
+def test_domains_that_look_like_numbers_or_nothing_stay_text(tmp_path):
+    frame = tables.entropy().assign(domain=["all", "1984", "NA"] * 2)
+    read = Results.read(write_folder(tmp_path / "out", {"router_entropy": frame})).table("router_entropy")
+    assert list(read["domain"]) == ["all", "1984", "NA"] * 2
+
+
+def test_spark_goes_from_lowest_to_highest():
+    line = spark([1.0, 3.0, float("nan"), 2.0])
+    heights = [y for _, y in line.dots]
+    assert heights[1] < heights[2] < heights[0]
+    assert spark([1.0]) is None
+    assert spark([float("nan"), 1.0]) is None
+
+
+def test_words_are_known_for_every_analysis():
+    from moescope import analyses
+
+    assert set(known()) >= set(analyses.names())
