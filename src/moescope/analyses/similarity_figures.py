@@ -1,0 +1,196 @@
+"""Figures of similar experts: heat maps in the order of a dendrogram, beside their controls, and over layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
+
+from moescope.analyses.drawing import chosen_panels, quantiles_over_pairs, spread
+from moescope.figures import caption, charts, style, styled
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from moescope.analyses.base import Context
+
+NAMES = {
+    "cka": "debiased CKA",
+    "deconfounded_cka": "deconfounded CKA",
+    "linear_cka": "linear CKA (biased)",
+    "cosine": "cosine",
+    "centred_cosine": "centred cosine",
+}
+
+
+def draw(table: xr.Dataset, context: Context, measures: Sequence[str], mode: str) -> Iterator[tuple[str, Figure]]:
+    """All figures of a run; the first measure is the one asked for."""
+    if table.sizes["layer"] > 1:
+        yield "similarity_by_layer", _by_layer(table, context, measures)
+    for position in chosen_panels(table.sizes["layer"]):
+        at = table.isel(layer=position)
+        layer = int(at["layer"])
+        order, tree = clustered(at[measures[0]].values)
+        yield f"similarity_layer_{layer}", _clustered_map(at, context, measures[0], order, tree, mode)
+        if mode == "all":
+            yield f"similarity_controls_layer_{layer}", _beside_controls(at, context, measures[0], order)
+
+
+def clustered(similarity_EE: NDArray[np.floating]) -> tuple[list[int], NDArray[np.floating] | None]:
+    """Experts in the order of a dendrogram's leaves, and the tree; gaps come last and are not in it.
+
+    Average linkage on `1 - similarity`, leaves ordered so that neighbours are as alike as can be. No tree of fewer than
+    three experts.
+    """
+    known = np.flatnonzero(np.isfinite(np.diagonal(similarity_EE)))
+    missing = [expert for expert in range(len(similarity_EE)) if expert not in set(known.tolist())]
+    if len(known) < 3:
+        return [*known.tolist(), *missing], None
+    values = similarity_EE[np.ix_(known, known)]
+    finite = np.isfinite(values)
+    values = np.where(finite, values, np.median(values[finite]))  # pairs that share no token: nothing is known
+    distance = np.clip(1 - (values + values.T) / 2, 0, None)
+    np.fill_diagonal(distance, 0.0)
+    condensed = squareform(distance, checks=False)
+    tree = hierarchy.linkage(condensed, "average")
+    if len(known) <= 256:
+        tree = hierarchy.optimal_leaf_ordering(tree, condensed)
+    return [*known[hierarchy.leaves_list(tree)].tolist(), *missing], tree
+
+
+@styled
+def dendrogram(ax: Axes, tree: NDArray[np.floating] | None, num_rows: int) -> None:
+    """The tree to the left of a heat map's rows, row 0 on top; its root on the left."""
+    ax.set_ylim(num_rows, 0)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    if tree is None:
+        ax.set_visible(False)
+        return
+    drawn = hierarchy.dendrogram(tree, no_plot=True)
+    # scipy puts leaf i at 5 + 10 i
+    lines = [
+        np.column_stack([distance, np.asarray(place) / 10])
+        for place, distance in zip(drawn["icoord"], drawn["dcoord"], strict=True)
+    ]
+    ax.add_collection(LineCollection(lines, colors=style.INK, linewidths=0.6))
+    low, high = float(tree[:, 2].min()), float(tree[:, 2].max())
+    margin = 0.05 * (high - low) or 0.05
+    ax.set_xlim(high + margin, max(0.0, low - 2 * margin))
+    ax.locator_params(axis="x", nbins=3)
+
+
+def _off_diagonal(matrix_EE: NDArray[np.floating], order: Sequence[int]) -> NDArray[np.floating]:
+    shown = matrix_EE[np.ix_(order, order)].copy()
+    np.fill_diagonal(shown, np.nan)
+    return shown
+
+
+def _limits(matrices: Sequence[NDArray[np.floating]]) -> tuple[float, float, float | None]:
+    """Ends of a colour scale that outliers do not stretch, and its centre: 0 where values lie on both sides of it."""
+    finite = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices])
+    if not finite.size:
+        return 0.0, 1.0, None
+    low, high = (float(value) for value in np.quantile(finite, (0.005, 0.995)))
+    if low < -0.05 * max(high, 1e-9):
+        return low, high, 0.0
+    return min(0.0, low), high, None
+
+
+@styled
+def _clustered_map(
+    at: xr.Dataset,
+    context: Context,
+    measure: str,
+    order: list[int],
+    tree: NDArray[np.floating] | None,
+    mode: str,
+) -> Figure:
+    matrix_EE = _off_diagonal(at[measure].values, order)
+    vmin, vmax, centre = _limits([matrix_EE])
+    fig, (left, ax) = style.figure("page", 6.1, 1, 2, width_ratios=[1, 6.2])
+    dendrogram(left, tree, len(order))
+    charts.label(left, x=f"1 - {NAMES[measure]}")
+    mesh = charts.heatmap(
+        ax,
+        matrix_EE,
+        label=NAMES[measure],
+        rows=order,
+        columns=order,
+        xlabel="expert, in the order of the dendrogram",
+        title=f"layer {int(at['layer'])}: {NAMES[measure]} of experts' outputs",
+        vmin=vmin,
+        vmax=vmax,
+        centre=centre,
+        colourbar=False,
+    )
+    charts.panel_colourbar(mesh, [ax], NAMES[measure])
+    caption(fig, context, f"{_sample(at, mode)}; average linkage; diagonal left out{_grey(matrix_EE)}; colours end at "
+            "0.5 and 99.5 % of pairs")  # fmt: skip
+    return fig
+
+
+@styled
+def _beside_controls(at: xr.Dataset, context: Context, measure: str, order: list[int]) -> Figure:
+    """The measure, the one that takes away its commonest false reason, and experts that learnt nothing."""
+    second = {"cka": "deconfounded_cka", "cosine": "centred_cosine"}[measure]
+    shown = {NAMES[measure]: measure, NAMES[second]: second, "re-drawn weights": f"{measure}_redrawn"}
+    shown = {title: name for title, name in shown.items() if name in at}
+    matrices = [_off_diagonal(at[name].values, order) for name in shown.values()]
+    vmin, vmax, centre = _limits(matrices)
+    fig, axes = charts.small_multiples(len(shown), columns=len(shown), panel_height=2.0, around=0.35)
+    for ax, title, matrix_EE in zip(axes, shown, matrices, strict=True):
+        finite = matrix_EE[np.isfinite(matrix_EE)]
+        mean = f", mean {finite.mean():.2f}" if finite.size else ""
+        mesh = charts.heatmap(
+            ax, matrix_EE, label=NAMES[measure], title=title + mean, vmin=vmin, vmax=vmax, centre=centre,
+            colourbar=False,
+        )  # fmt: skip
+        ax.set_aspect("equal")
+        ax.set_xticks([])
+        ax.set_yticks([])
+    charts.panel_colourbar(mesh, axes, "similarity")
+    fig.supxlabel(f"experts of layer {int(at['layer'])}, all panels in the order of the first")
+    caption(fig, context, f"{_sample(at, 'all')}; diagonal left out; re-drawn: the same experts on the same inputs, "
+            "weights drawn anew with equal scale")  # fmt: skip
+    return fig
+
+
+@styled
+def _by_layer(table: xr.Dataset, context: Context, measures: Sequence[str]) -> Figure:
+    shown = [name for name in measures if name != "linear_cka"][:2]
+    i_P, j_P = np.triu_indices(table.sizes["expert"], 1)
+    fig, axes = style.figure("page", 2.4, 1, len(shown), squeeze=False)
+    for ax, measure in zip(axes[0], shown, strict=True):
+        for suffix, name, colour in (
+            ("", "pairs of experts", style.COLOURS[0]),
+            ("_redrawn", "re-drawn weights", style.NEUTRAL),
+        ):
+            if measure + suffix in table:
+                quantiles = quantiles_over_pairs(table[measure + suffix].values[:, i_P, j_P])
+                spread(ax, table["layer"].values, *quantiles, name=name, colour=colour, dashed=bool(suffix))
+        charts.label(ax, x="layer", y="similarity" if ax is axes[0][0] else None, title=NAMES[measure])
+    handles, names = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+    caption(fig, context, "lines: median pair; bands: 5-95 % of pairs")
+    return fig
+
+
+def _sample(at: xr.Dataset, mode: str) -> str:
+    if mode == "routed":
+        shared = at["num_shared"].values[np.triu_indices(at.sizes["expert"], 1)]
+        return f"each pair on the tokens routed to both: {int(np.median(shared)):,} in the median pair"
+    return f"all experts on the same {int(at['num_samples']):,} tokens of {int(at['num_documents']):,} documents"
+
+
+def _grey(matrix_EE: NDArray[np.floating]) -> str:
+    missing = ~np.isfinite(matrix_EE)
+    np.fill_diagonal(missing, False)
+    return ", grey: no token" if missing.any() else ""
