@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +20,7 @@ from moescope.run import Run
 from moescope.statistics.entropy import RouterEntropy
 from tests.analyses.runs import routings_of, small_corpus, tiny_model
 from tests.families import build, padded_batch, save
+from tests.figures.drawing import outside, overlaps, texts_of
 from tests.records import batch_of_documents
 
 LAYERS = [0, 1, 3]
@@ -156,9 +156,10 @@ def test_histograms_are_kept_as_arrays(run: Run) -> None:
 
 
 def drawn(figure: Figure) -> list[str]:
-    """Renders it and returns what is written in it."""
-    figure.draw_without_rendering()
-    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+    """Renders it and returns what is written in it, none of which covers anything else or leaves the page."""
+    assert overlaps(figure) == []
+    assert outside(figure) == []
+    return [text for text, _ in texts_of(figure)]
 
 
 def test_figures_of_many_layers(run: Run) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from moescope.analyses.base import Context
 
-_NORMALIZED = "normalised entropy (share of ln E)"
+_NORMALIZED = "normalised entropy"
 # what group-limited families select by takes many words and does not fit an axis: the small print has it
 _MARGINS = {"margin": "first - second probability", "boundary_margin": "lowest selected - highest unselected"}
 
@@ -89,7 +89,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
     """Mean normalised entropy by layer and domain."""
     names, groups = _ordered(context)
     layers = table["layer"].values
-    fig, ax = style.figure("column" if len(layers) <= 32 else "page", style.height_for(len(names), around=0.9))
+    fig, ax = style.figure("column" if len(layers) <= 32 else "page", style.height_for(len(names), around=0.75))
     of_row = [groups.get(name) for name in names]
     charts.heatmap(
         ax,
@@ -102,7 +102,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
         row_gaps=[row for row in range(1, len(names)) if of_row[row] != of_row[row - 1]],
     )
     charts.group_legend(fig, groups)
-    caption(fig, context, "means over tokens")
+    caption(fig, context, "entropy / ln E, means over tokens")
     return fig
 
 
@@ -111,12 +111,12 @@ def domains_of_one(table: xr.Dataset, context: Context) -> Figure:
     names, groups = _ordered(context)
     of_domain = table.sel(domain=names).isel(layer=0)
     low, high = (of_domain["normalized_entropy_quantile"].sel(quantile=level).values for level in (0.25, 0.75))
-    fig, ax = style.figure("column", style.height_for(len(names), around=0.9))
+    fig, ax = style.figure("column", style.height_for(len(names), around=0.75))
     values = of_domain["normalized_entropy_mean"].values
     charts.bars(ax, names, values, low=low, high=high, xlabel=_NORMALIZED, groups=groups)
     ax.set_xlim(0, 1)
     charts.group_legend(fig, groups)
-    caption(fig, context, f"layer {table['layer'].values[0]}; bars: means; lines: 25-75 % of tokens")
+    caption(fig, context, f"layer {table['layer'].values[0]}; entropy / ln E; bars: means; lines: 25-75 % of tokens")
     return fig
 
 

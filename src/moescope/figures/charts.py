@@ -312,7 +312,7 @@ def small_multiples(
     *,
     columns: int | None = None,
     panel_height: float | None = None,
-    around: float = 0.5,
+    around: float = 0.4,
     width: Literal["column", "page"] = "page",
     sharex: bool = True,
     sharey: bool = True,
@@ -323,7 +323,7 @@ def small_multiples(
         count: Number of panels.
         columns: Panels side by side; None: up to 4 across the page, 2 across a column.
         panel_height: Inches of each row; None: 1.15, or 1.6 where there is only one.
-        around: Inches for axis names and small print.
+        around: Inches for axis names.
         width: "column" or "page".
         sharex: All panels have the same horizontal axis.
         sharey: All panels have the same vertical axis.

@@ -211,7 +211,8 @@ def figure(
 
     Args:
         width: "column" or "page".
-        height: Inches; None: two thirds of the width, a third where it spans the page, for each row of axes.
+        height: Inches without the small print; None: two thirds of the width, a third where it spans the page, for
+            each row of axes.
         nrows: Rows of axes.
         ncols: Columns of axes.
         **subplots: Handed to `Figure.subplots` (`sharex`, `sharey`, `width_ratios`, `squeeze`, ...).
@@ -227,14 +228,14 @@ def figure(
     return fig, fig.subplots(nrows, ncols, **subplots)
 
 
-def height_for(num_rows: int, per_row: float = 0.135, around: float = 0.75) -> float:
-    """Inches of height at which `num_rows` labelled rows are all readable, with `around` for axis, title, caption."""
+def height_for(num_rows: int, per_row: float = 0.135, around: float = 0.65) -> float:
+    """Inches of height at which `num_rows` labelled rows are all readable, with `around` for axis, title, legend."""
     return max(1.6, num_rows * per_row + around)
 
 
 @styled
 def caption(fig: Figure, context: CaptionContext, note: str = "") -> None:
-    """Writes the small print below the figure: "model · n tokens · corpus", then `note`; room is made for it.
+    """Writes the small print below the figure: "model · n tokens · corpus", then `note`; the figure grows by it.
 
     Args:
         fig: A figure of `figure`.
@@ -245,13 +246,15 @@ def caption(fig: Figure, context: CaptionContext, note: str = "") -> None:
     inches, height = (float(size) for size in fig.get_size_inches())
     characters = int(inches * 72 / (PRINT_FONT_SIZE * 0.58))  # 0.58 em: DejaVu Sans' mean advance, rounded up
     lines = textwrap.wrap(f"{words} · {note}" if note else words, characters) or [""]
-    room = (len(lines) * PRINT_FONT_SIZE * 1.25 + 4) / 72 / height
+    room = (len(lines) * PRINT_FONT_SIZE * 1.25 + 4) / 72
+    height += room
+    fig.set_size_inches(inches, height)
     fig.text(
         0.03 / inches, 2 / 72 / height, "\n".join(lines), fontsize=PRINT_FONT_SIZE, color=NEUTRAL, linespacing=1.15,
         ha="left", va="bottom", in_layout=False,
     )  # fmt: skip
     if isinstance(fig, StyledFigure):
-        fig.make_room(room)
+        fig.make_room(room / height)
 
 
 def group_colours(groups: Mapping[str, str]) -> dict[str, str]:
