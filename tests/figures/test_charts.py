@@ -283,6 +283,17 @@ def test_powers_of_ten_are_written_in_plain_characters() -> None:
     assert not any("$" in text for text in written)
 
 
+@pytest.mark.parametrize("ends", [(0.6, 1.05), (0.105, 0.145), (0.02, 0.4), (3, 70), (1e-7, 1), (1e-40, 1)])
+def test_a_logarithmic_axis_of_any_length_has_a_few_ticks(ends: tuple[float, float]) -> None:
+    fig, ax = figure()
+    charts.lines(ax, [0, 1], {"a": ends}, xlabel="rank", ylabel="mean weight", log_y=True)
+    assert overlaps(fig) == []
+    low, high = ax.get_ylim()
+    written = [tick.label1.get_text() for tick in ax.yaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert 2 <= len(written) <= 9
+    assert len(set(written)) == len(written)
+
+
 def test_pdf_text_can_be_searched(tmp_path: Path) -> None:
     """The character map of the embedded font knows the letters of the labels."""
     fig, ax = figure()

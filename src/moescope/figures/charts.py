@@ -347,15 +347,17 @@ def small_multiples(
 
 @styled
 def log_ticks(ax: Axes, axis: Literal["x", "y"]) -> None:
-    """Ticks at powers of ten, written 10⁻³, as many as there is room for; also 2 and 5 where the axis is short."""
+    """Ticks at powers of ten, written 10⁻³; also at 2 and 5, or wherever numbers are round, where the axis is short."""
     which = ax.xaxis if axis == "x" else ax.yaxis
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-    short = low > 0 and high / low < 50
-    which.set_major_locator(
-        LogLocator(10, (1, 2, 5) if short else (1,), numticks=max(3, int(axis_inches(ax, axis) / 0.4)))
-    )
+    ratio = high / low if low > 0 else np.inf
+    most = max(3, int(axis_inches(ax, axis) / 0.4))
+    if ratio < 4:
+        which.set_major_locator(MaxNLocator(min(most - 1, 4)))
+    else:
+        which.set_major_locator(LogLocator(10, (1, 2, 5) if ratio < 50 else (1,), numticks=most))
     which.set_minor_locator(NullLocator())
-    which.set_major_formatter(FuncFormatter((lambda value, _: f"{value:g}") if short else power_of_ten))
+    which.set_major_formatter(FuncFormatter((lambda value, _: f"{value:g}") if ratio < 50 else power_of_ten))
 
 
 def _label(ax: Axes, xlabel: str | None, ylabel: str | None, title: str | None) -> None:
