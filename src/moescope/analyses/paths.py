@@ -116,12 +116,12 @@ class Paths(Analysis):
                 label="measured ÷ independent (log₂)",
                 labels=(orders[:-1], orders[1:]),
                 xlabel="expert at the later layer",
-                ylabel="expert at the earlier layer, those of like paths side by side",
+                ylabel="expert at the earlier layer",
                 vmin=-LOG2_LIMIT,
                 vmax=LOG2_LIMIT,
                 centre=0.0,
-                note="tokens with both experts, all pairs of selected ones; a layer has one order in both its panels; "
-                "−3 and 3: an eighth and eight times as often, or beyond",
+                note="tokens with both experts, all pairs of selected ones; experts of like paths side by side, "
+                "a layer in one order in both its panels; −3 and 3: an eighth and eight times as often, or beyond",
             ),
         )
 
