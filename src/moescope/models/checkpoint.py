@@ -97,8 +97,9 @@ def weights_folder(source: Source, is_needed: Callable[[str], bool]) -> Iterator
             remedy="copy or download the checkpoint again",
         )
     with TemporaryDirectory(prefix="moescope-") as staged:
-        # transformers joins these names to the folder's, and an absolute name stays what it is.
-        index["weight_map"] = {key: str((folder / shard).resolve()) for key, shard in kept.items()}
+        # transformers joins these names to the folder's, and an absolute name stays what it is. Links are not
+        # followed: what they point to in the hub's cache has no suffix to tell its format by.
+        index["weight_map"] = {key: str((folder / shard).absolute()) for key, shard in kept.items()}
         index.setdefault("metadata", {})
         (Path(staged) / _INDEX).write_text(json.dumps(index), encoding="utf-8")
         for name in ("config.json", "generation_config.json"):
@@ -193,8 +194,8 @@ def _hub_failure(repository: str, error: Exception) -> MoescopeError:
     if isinstance(error, OSError) and error.errno == 28:
         return EnvironmentFailure(f"no disk space left to download {repository}", remedy="free some, or set HF_HOME")
     return ModelError(
-        f"{repository} is neither a folder here nor in the local cache, and the hub can't be reached "
-        f"({type(error).__name__})",
+        f"{repository} is no folder here, not all of it that is needed is in the local cache, and the hub can't be "
+        f"reached ({type(error).__name__})",
         expected="a checkpoint's folder, a hub id that can be reached, or the name nano",
         remedy=f"check the network, {local}",
     )

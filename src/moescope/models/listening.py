@@ -111,7 +111,8 @@ def by_weight(ids_TK: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor, Tenso
     ahead_TK = (weights_TK[:, :-1] > weights_TK[:, 1:]) | (
         (weights_TK[:, :-1] == weights_TK[:, 1:]) & (ids_TK[:, :-1] < ids_TK[:, 1:])
     )
-    if bool(ahead_TK.all()):
+    # Most families sort already, which is cheap to see on a CPU; on an accelerator the question would stall it.
+    if ids_TK.device.type == "cpu" and bool(ahead_TK.all()):
         return ids_TK, weights_TK, None
     by_id_TK = ids_TK.argsort(dim=1)
     order_TK = by_id_TK.gather(1, weights_TK.gather(1, by_id_TK).argsort(dim=1, descending=True, stable=True))

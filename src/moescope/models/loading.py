@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.quantizers import AutoQuantizationConfig
 
@@ -88,6 +90,7 @@ def _read(
     auto_class: Any = AutoModelForCausalLM if complete else AutoModel
     is_beyond = (lambda key: False) if complete else layout.beyond(whole, where, num_blocks)
     config = config if complete else layout.truncated(config, num_blocks)
+    dequantising = _dequantising(config, source.name)
     try:
         with checkpoint.weights_folder(source, lambda key: not is_beyond(key)) as folder:
             hf, report = auto_class.from_pretrained(
@@ -96,9 +99,9 @@ def _read(
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
-                **_dequantising(config, source.name),
+                **dequantising,
             )
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ModelError(
