@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from moescope.errors import UsageError
 from moescope.records import Routing, TokenBatch
+from moescope.statistics.distributions import RoutingDistributions
 from moescope.statistics.entropy import MEASURES, QUANTILES, RouterEntropy
 from tests.records import random_batch, random_routings
 
@@ -265,3 +266,30 @@ def test_nothing_counted_gives_no_numbers() -> None:
     assert np.isnan(table["entropy_mean"]).all()
     assert np.isnan(table["entropy_quantile"]).all()
     assert np.isnan(table["boundary_tie_share"]).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("router", ROUTERS)
+def test_a_gpu_counts_what_the_cpu_counts(router: str) -> None:
+    batch = random_batch(12, num_documents=40)
+    record = random_routings(batch, 12, layers=[0], **ROUTERS[router])[0]
+    sizes = {name: ROUTERS[router][name] for name in ("num_experts", "num_experts_per_token")}
+    for kind, more in ((RouterEntropy, {"domains": DOMAINS}), (RoutingDistributions, {})):
+        here, there = (kind(layers=[0], device=device, **sizes, **more) for device in ("cpu", "cuda"))
+        here.update(record)
+        there.update(on_gpu(record))
+        for name, tensor in here.state.items():
+            ours = there.state[name].cpu()
+            if tensor.dtype.is_floating_point:
+                torch.testing.assert_close(ours, tensor, rtol=1e-6, atol=1e-6, msg=name)
+            else:  # a value within rounding of an edge may change its bin
+                assert int((ours.cumsum(-1) - tensor.cumsum(-1)).abs().max()) <= 2 + tensor.sum() // 1000, name
+
+
+def on_gpu(record: Routing) -> Routing:
+    def moved(value: Any) -> Any:
+        return value.cuda() if isinstance(value, torch.Tensor) else value
+
+    fields = {field.name: moved(getattr(record, field.name)) for field in dataclasses.fields(record)}
+    tokens = {field.name: moved(getattr(record.tokens, field.name)) for field in dataclasses.fields(record.tokens)}
+    return Routing(**{**fields, "tokens": TokenBatch(**tokens), "previous": None})

@@ -62,7 +62,7 @@ class LinearAxis:
     def places(self, values: Tensor) -> Tensor:
         """Index into the counts for each value, int32; NaN falls to either end."""
         per_unit = self.num_bins / (self.high - self.low)
-        first = values.new_tensor(1.0 - self.low * per_unit)
+        first = torch.tensor(1.0 - self.low * per_unit, dtype=values.dtype)  # on the CPU: no copy to wait for
         places = torch.add(first, values, alpha=per_unit).clamp_(0, self.num_bins + 1).to(torch.int32)
         places.clamp_(min=0)  # NaN became some integer
         if self.closed:
