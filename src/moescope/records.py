@@ -103,6 +103,11 @@ class Routing:
         return scores_TE / scores_TE.sum(dim=-1, keepdim=True)
 
     @cached_property
+    def selected_probabilities_TK(self) -> Tensor:
+        """`p_te` of the selected experts, by rank, float32."""
+        return self.probabilities_TE.gather(1, self.expert_ids_TK)
+
+    @cached_property
     def largest_unselected_T(self) -> Tensor:
         """Largest `p_te` among the experts that were not selected, float32; negative where all were selected."""
         return torch.sub(self.probabilities_TE, self.selected_TE, alpha=2.0).amax(dim=-1)
@@ -115,7 +120,7 @@ class Routing:
             self.probabilities_TE.is_cuda
         ):  # where topk is cheap and asking whether it is needed would wait for the device
             return self.probabilities_TE.topk(num_ranks, dim=-1).values
-        largest_TK = self.probabilities_TE.gather(1, self.expert_ids_TK).sort(dim=-1, descending=True).values
+        largest_TK = self.selected_probabilities_TK.sort(dim=-1, descending=True).values
         others = (self.largest_unselected_T > largest_TK[:, -1]).nonzero().squeeze(1)
         if others.shape[0]:
             largest_TK[others] = self.probabilities_TE[others].topk(num_ranks, dim=-1).values

@@ -82,12 +82,11 @@ class RoutingDistributions(Statistic):
         if record.tokens.num_tokens == 0:
             return
         assert record.logits_TE is not None
-        logits_TE, probabilities_TE = record.logits_TE, record.probabilities_TE
-        largest_TK = record.largest_probabilities_TK
+        logits_TE, largest_TK = record.logits_TE, record.largest_probabilities_TK
         renormalized_TK = largest_TK / largest_TK.sum(dim=-1, keepdim=True)
         quantities = {
             "logit": (logits_TE, logits_TE.gather(1, record.expert_ids_TK)),
-            "probability": (probabilities_TE, probabilities_TE.gather(1, record.expert_ids_TK)),
+            "probability": (record.probabilities_TE, record.selected_probabilities_TK),
             "renormalized": (renormalized_TK, renormalized_TK),
             "weight": (record.weights_TK, record.weights_TK),
         }

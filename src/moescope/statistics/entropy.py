@@ -158,7 +158,7 @@ class RouterEntropy(Statistic):
         """Each measure of each token, float32 or float64, and whether it has a boundary (if not, its margin is 0)."""
         assert record.logits_TE is not None
         probabilities_TE, ids_TK = record.probabilities_TE, record.expert_ids_TK
-        selected_TK = probabilities_TE.gather(1, ids_TK)
+        selected_TK = record.selected_probabilities_TK
         largest_TK, unselected_T = record.largest_probabilities_TK, record.largest_unselected_T
         top1_T = largest_TK[:, 0]
         second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else _second(probabilities_TE)
