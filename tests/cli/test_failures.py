@@ -126,10 +126,14 @@ def test_our_own_mistakes_keep_their_traceback(here):
         launch(app, [])
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "long", 80, 100)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_in_the_middle_leaves_nothing(tiny, tmp_path, number, code):
-    corpus = write_corpus(tmp_path / "corpus", 60, 4000)
-    words = ["usage", "--model", tiny, "--corpus", corpus, "--num-tokens", 3 * 10**6, "--out", "mine"]
+def test_stopped_in_the_middle_leaves_nothing(tiny, long, tmp_path, number, code):
+    words = ["usage", "--model", tiny, "--corpus", long, "--num-tokens", 3 * 10**6, "--out", "new/mine"]
     words += ["--batch-tokens", 512]
     here = tmp_path / "here"
     here.mkdir()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def run_analyses(
     corpus = open_corpus(options)
     if layers is not None and options.predictions is None and (names is None or "vocabulary" in names):
         note("predicted tokens are left out: with --layers the model is not run to its end (--predictions does)")
-    with folder:
+    with _no_parents_left(folder.path), folder:
         with counting("reading", options.num_tokens) as progress:
             run = moescope.capture(
                 model,
@@ -79,6 +80,19 @@ def run_analyses(
     if finish is not None:
         finish(folder.path)
     summarise(folder.path)
+
+
+@contextmanager
+def _no_parents_left(path: Path) -> Iterator[None]:
+    """Removes the folders above `path` that were made on the way, if nothing comes of it."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def command_line() -> str:
