@@ -34,9 +34,9 @@ def test_specialist_is_shown_as_measured_on_the_other_half():
     finding = find(results({"specialists": tables.specialists()}))[0]
     assert finding.title == "The most specialised expert is expert 3 of layer 7, for verse"
     assert finding.text == (
-        "On documents that had no say in choosing it, it takes 91.2 % of verse (95 % interval 87.1 to 94.4 %), "
-        "2.50 times its mean over all domains (95 % interval 2.25 to 2.75); uniform routing would give it 50.0 "
-        "%. Measured on 260 tokens of 11 documents."
+        "On documents that had no say in choosing it, it is selected for 91.2 % of the tokens of verse (95 % "
+        "interval 87.1 to 94.4 %), 2.50 times its mean over all domains (95 % interval 2.25 to 2.75); uniform "
+        "routing would give it 50.0 %. Measured on 260 tokens of 11 documents."
     )
     assert finding.topic == "usage"
 
@@ -50,7 +50,7 @@ def test_specialist_that_does_not_hold_up_is_not_called_one():
 def test_specialist_without_documents_for_an_interval():
     few = tables.specialists(ci_low=[NAN] * 3, ci_high=[NAN] * 3, lift_ci_low=[NAN] * 3, lift_ci_high=[NAN] * 3)
     finding = only(specialists=few)
-    assert "91.2 % of verse (too few documents for an interval)" in finding.text
+    assert "91.2 % of the tokens of verse (too few documents for an interval)" in finding.text
 
 
 def test_specialist_not_met_on_the_other_half_is_passed_over():

@@ -76,7 +76,9 @@ def test_it_leads_with_what_and_what_was_found(page):
     assert "What 8 experts of toy do on 2 kinds of text" in page.text
     finding = "The most specialised expert is expert 3 of layer 7, for verse"
     assert 0 < page.text.index(finding) < page.text.index("What the numbers mean")
-    assert "91.2 % of verse (95 % interval 87.1 to 94.4 %)".replace(" %", "\N{NO-BREAK SPACE}%") in " ".join(page.words)
+    assert "91.2 % of the tokens of verse (95 % interval 87.1 to 94.4 %)".replace(
+        " %", "\N{NO-BREAK SPACE}%"
+    ) in " ".join(page.words)
 
 
 def test_nothing_is_requested_from_anywhere(folder, page):

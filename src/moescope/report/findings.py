@@ -74,7 +74,7 @@ def _most_specialised(results: Results) -> Finding | None:
     who = f"expert {best['expert']} of layer {best['layer']}"
     share, lift = percent(best["domain_specialization"]), number(best["lift"])
     measured = (
-        f"On documents that had no say in choosing it, it takes {share} of {best['domain']} "
+        f"On documents that had no say in choosing it, it is selected for {share} of the tokens of {best['domain']} "
         f"({_interval(best['ci_low'], best['ci_high'], share=True)}), {lift} times its mean over all domains "
         f"({_interval(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing would give it "
         f"{percent(best['uniform_baseline'])}. Measured on {_count(best['num_tokens'], 'token')} of "

@@ -75,57 +75,80 @@ class KeyNumbers:
         ]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a series comes from: a table's column; `chance` is the column of its value under independent routing."""
+
+    table: str
+    column: str
+    label: str
+    meaning: str
+    share: bool = False
+    total: bool = False
+    chance: str | None = None
+
+
+_SOURCES = [
+    _Source(
+        "router_entropy",
+        "normalized_entropy_mean",
+        "router entropy",
+        "of the most there could be; at 100 % the router is undecided",
+        share=True,
+    ),
+    _Source(
+        "router_entropy",
+        "top1_probability_mean",
+        "top-1 probability",
+        "that the router gives its first choice",
+        share=True,
+    ),
+    _Source(
+        "usage_load", "max_violation", "MaxVio", "the busiest expert's load over its layer's mean, minus 1; balanced: 0"
+    ),
+    _Source("usage_load", "num_unused_experts", "never used", "experts that no token selected", total=True),
+    _Source(
+        "usage_information",
+        "mutual_information_share_excess",
+        "domain information",
+        "what the experts tell about the domain, beyond chance, as a share of all there is to know",
+        share=True,
+    ),
+    _Source(
+        "vocabulary",
+        "vocabulary_specialization",
+        "vocabulary",
+        "share of a token type, by the token read, that goes to its own expert",
+        share=True,
+        chance="vocabulary_specialization_independent",
+    ),
+]
+
+
 def per_layer(results: Results) -> KeyNumbers:
     """The key numbers that the tables of a folder can give; those of analyses that were not run are left out."""
-    entropy, load = pooled(results, "router_entropy"), pooled(results, "usage_load")
-    information, vocabulary = results.table("usage_information"), results.table("vocabulary")
-    if vocabulary is not None:
-        vocabulary = vocabulary[(vocabulary["reading"] == "input") & (vocabulary["ranks"] == "top-K")]
-    wanted: list[tuple[pd.DataFrame | None, str, Series]] = [
-        (
-            entropy,
-            "normalized_entropy_mean",
-            Series("router entropy", "of the most there could be; at 100 % the router is undecided", [], share=True),
-        ),
-        (
-            entropy,
-            "top1_probability_mean",
-            Series("top-1 probability", "that the router gives its first choice", [], share=True),
-        ),
-        (
-            load,
-            "max_violation",
-            Series("MaxVio", "the busiest expert's load over its layer's mean, minus 1; balanced: 0", []),
-        ),
-        (load, "num_unused_experts", Series("never used", "experts that no token selected", [], total=True)),
-        (
-            information,
-            "mutual_information_share_excess",
-            Series(
-                "domain information",
-                "what the experts tell about the domain, beyond chance, as a share of all there is to know",
-                [],
-                True,
-            ),
-        ),
-        (
-            vocabulary,
-            "vocabulary_specialization",
-            Series(
-                "vocabulary",
-                "share of a token type that goes to its own expert, by the token read; chance is not 0",
-                [],
-                share=True,
-            ),
-        ),
-    ]
     layers = results.manifest.layers
-    series = [
-        Series(kind.label, kind.meaning, _of_layers(frame, column, layers), kind.share, kind.total)
-        for frame, column, kind in wanted
-        if frame is not None and len(frame)
-    ]
+    series = []
+    for source in _SOURCES:
+        frame = _one_row_a_layer(results, source.table)
+        if frame is None or frame.empty:
+            continue
+        meaning = source.meaning
+        if source.chance:
+            meaning += f"; {percent(frame[source.chance].mean())} if routing were independent of it"
+        values = [float(value) for value in frame.set_index("layer")[source.column].reindex(layers)]
+        series.append(Series(source.label, meaning, values, source.share, source.total))
     return KeyNumbers(layers, series)
+
+
+def _one_row_a_layer(results: Results, table: str) -> pd.DataFrame | None:
+    """The rows of a table that stand for whole layers."""
+    frame = results.table(table)
+    if frame is not None and "domain" in frame.columns:
+        return pooled(results, table)
+    if frame is not None and "reading" in frame.columns:
+        return frame[(frame["reading"] == "input") & (frame["ranks"] == "top-K")]
+    return frame
 
 
 def pooled(results: Results, table: str, keys: Sequence[str] = ("layer", "expert")) -> pd.DataFrame | None:
@@ -134,8 +157,3 @@ def pooled(results: Results, table: str, keys: Sequence[str] = ("layer", "expert
     if frame is None:
         return None
     return frame[frame["domain"] == ALL].drop_duplicates([key for key in keys if key in frame.columns])
-
-
-def _of_layers(frame: pd.DataFrame, column: str, layers: list[int]) -> list[float]:
-    """A column of a frame with one row per layer, in the order of `layers`."""
-    return [float(value) for value in frame.set_index("layer")[column].reindex(layers)]

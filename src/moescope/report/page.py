@@ -79,7 +79,7 @@ def lede(results: Results) -> str:
     manifest = results.manifest
     documents = sum(domain.num_documents for domain in manifest.domains)
     return (
-        f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus {manifest.corpus}, seen at "
+        f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus “{manifest.corpus}”, seen at "
         f"{results.layers_in_words}. At each, the router selects {manifest.num_experts_per_token} of "
         f"{manifest.num_experts} experts for every token."
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 AXIS_WIDTH = 300
 MOST_ROWS = 24
-NO_GROUP = "#6e6e6e"
+NO_GROUP = "#858b94"
 
 
 @dataclass(frozen=True)
