@@ -172,7 +172,7 @@ def randomise(model: PreTrainedModel, seed: int) -> None:
             tensor.copy_(1 + 0.1 * noise)
         else:
             tensor.copy_(0.1 * noise)
-    if model.config.tie_word_embeddings:
+    if getattr(model.config, "tie_word_embeddings", False):
         model.tie_weights()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from moescope.models.seam import enters
 _NOT_PER_BLOCK = re.compile(r"^(mlp_only_layers|architectures|.*_token_ids?|.*_indices|.*_ids|label2id|id2label)$")
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _SIGNS_OF_MOE = re.compile(r"^(num|n|moe_num)_(local_|routed_)?experts$")
+_LAST_NORM = re.compile(r"^(norm|norm_f|ln_f|final_norm|final_layer_?norm)$")
 _COUNTS_OF_SHARED = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 
 
@@ -125,14 +126,11 @@ def depth(config: Any) -> int:
 def beyond(whole: PreTrainedModel, where: Layout, num_blocks: int) -> Callable[[str], bool]:
     """Tells of a tensor, by its name in model or checkpoint, whether the first `num_blocks` blocks can do without it.
 
-    That is so for deeper blocks, for whatever stands after the list of blocks (the final norm), and for the head.
+    That is so for deeper blocks, for the norm after the last one, and for the head.
     """
     backbone_path, _, list_name = where.blocks_path.rpartition(".")
     in_block = re.compile(rf"(?:^|\.){re.escape(list_name)}\.(\d+)\.")
-    embeddings = set(whole.get_input_embeddings().modules())
-    children = list(whole.get_submodule(backbone_path).named_children())
-    position = [name for name, _ in children].index(list_name)
-    after = [name for name, child in children[position + 1 :] if not embeddings & set(child.modules())]
+    after = [name for name, _ in whole.get_submodule(backbone_path).named_children() if _LAST_NORM.match(name)]
     after += [name for name, child in whole.named_children() if child is whole.get_output_embeddings()]
     prefixes = tuple(f"{prefix}{name}." for name in after for prefix in ("", f"{backbone_path}."))
 
@@ -143,10 +141,10 @@ def beyond(whole: PreTrainedModel, where: Layout, num_blocks: int) -> Callable[[
     return is_beyond
 
 
-def same_blocks(whole: nn.Module, where: Layout, part: nn.Module, here: Layout) -> bool:
-    """Whether the blocks of a shortened model have the parameters that the whole model's first blocks have."""
-    ours = dict(_block_shapes(part.get_submodule(here.blocks_path), here.num_blocks))
-    return ours == dict(_block_shapes(whole.get_submodule(where.blocks_path), here.num_blocks))
+def same_shapes(whole: nn.Module, short: nn.Module) -> bool:
+    """Whether every parameter of a shortened model is one of the whole model's, of the same shape."""
+    shapes = {name: parameter.shape for name, parameter in whole.named_parameters()}
+    return all(shapes.get(name) == parameter.shape for name, parameter in short.named_parameters())
 
 
 def no_such_layer(unknown: Sequence[int], known: Sequence[int], name: str) -> UsageError:
@@ -164,12 +162,6 @@ def spans(numbers: Iterable[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
-
-
-def _block_shapes(blocks: nn.Module, num_blocks: int) -> Iterator[tuple[str, Sequence[int]]]:
-    for index in range(num_blocks):
-        for name, parameter in blocks.get_submodule(str(index)).named_parameters():
-            yield f"{index}.{name}", tuple(parameter.shape)
 
 
 def _block_position(model: nn.Module, path: str) -> tuple[str, int] | None:

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.quantizers import AutoQuantizationConfig
 
 from moescope.errors import EnvironmentFailure, ModelError, UsageError
@@ -58,11 +65,6 @@ def load_model(
             hf = _read(source, config, whole, where, num_blocks, wanted, placed)
         tokenizer = _tokenizer(source)
     here = layout.find_layout(hf, source.name)
-    if not layout.same_blocks(whole, where, hf, here):
-        raise ModelError(
-            f"the first {num_blocks} blocks of {source.name} are not the same when the others are left out",
-            remedy="load the whole model: leave `layers` out",
-        )
     model = MoEModel(
         source.name,
         hf,
@@ -87,9 +89,15 @@ def _read(
 ) -> PreTrainedModel:
     """The model with its weights, down to block `num_blocks`."""
     complete = num_blocks == where.num_blocks
-    auto_class: Any = AutoModelForCausalLM if complete else AutoModel
+    auto_class: Any = _auto_class(config, source.name) if complete else AutoModel
     is_beyond = (lambda key: False) if complete else layout.beyond(whole, where, num_blocks)
-    config = config if complete else layout.truncated(config, num_blocks)
+    if not complete:
+        config = layout.truncated(config, num_blocks)
+        if not layout.same_shapes(whole, _on_meta(config, source.name)):
+            raise ModelError(
+                f"the first {num_blocks} blocks of {source.name} can't be had alone: its weights depend on its depth",
+                remedy="load the whole model: leave `layers` out",
+            )
     dequantising = _dequantising(config, source.name)
     try:
         with checkpoint.weights_folder(source, lambda key: not is_beyond(key)) as folder:
@@ -157,14 +165,21 @@ def _config(source: checkpoint.Source) -> Any:
 
 def _on_meta(config: Any, name: str) -> PreTrainedModel:
     """The whole model's modules, without weights."""
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(
-            f"{name} ({config.model_type}) is not a causal language model",
-            expected="a decoder that transformers loads with AutoModelForCausalLM",
-            remedy="docs/families.md lists the families that can be looked into",
-        )
+    auto_class = _auto_class(config, name)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return auto_class.from_config(config)
+
+
+def _auto_class(config: Any, name: str) -> Any:
+    """What builds a model with its head; those that also see are run on text alone."""
+    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto_class._model_mapping:
+            return auto_class
+    raise ModelError(
+        f"{name} ({config.model_type}) is not a causal language model",
+        expected="a decoder that transformers loads with AutoModelForCausalLM or AutoModelForImageTextToText",
+        remedy="docs/families.md lists the families that can be looked into",
+    )
 
 
 def _num_blocks(layers: Sequence[int] | None, where: layout.Layout, name: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from moescope.errors import ModelError, UsageError
 from moescope.models.experts import run_expert
@@ -342,13 +343,19 @@ class MoEModel:
             return self.hf(input_ids=ids, use_cache=False).logits.squeeze(0)
 
 
+class _GivenOutput(BaseModelOutput):
+    """A decoder's output that has nothing but the last hidden state, whatever else a family's head looks for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 @contextmanager
 def _given(decoder: nn.Module, hidden_BSM: Tensor) -> Iterator[None]:
     """Lets a decoder return these states without computing anything."""
-    from transformers.modeling_outputs import MoeModelOutputWithPast
-
     own = decoder.__dict__.get("forward")
-    decoder.__dict__["forward"] = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden_BSM)
+    decoder.__dict__["forward"] = lambda *args, **kwargs: _GivenOutput(last_hidden_state=hidden_BSM)
     try:
         yield
     finally:

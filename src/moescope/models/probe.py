@@ -19,7 +19,7 @@ from moescope.models.moe import MoEModel
 from moescope.models.routers import Fit, find_rule
 from moescope.models.seam import IMPLEMENTATION, ExpertCall, LayerSeam, attach, hooked
 
-_ROWS, _LENGTH = 2, 16
+_LENGTH = 16
 _UNSUPPORTED = "docs/families.md lists the families that can be looked into"
 
 
@@ -80,10 +80,12 @@ def probe(model: MoEModel) -> None:
         ModelError: Something is not as it should be: what was found, what was expected, what to do.
     """
     generator = torch.Generator().manual_seed(0)
-    ids_BS = torch.randint(0, model.vocab_size, (_ROWS, _LENGTH), generator=generator).to(model.device)
+    ids_BS = torch.randint(0, model.vocab_size, (2, _LENGTH), generator=generator).to(model.device)
+    ids_BS[1, : _LENGTH // 2] = ids_BS[0, : _LENGTH // 2]
     stock = str(model.hf.get_experts_implementation()[""] or "eager")
     seen = {layer: _Seen() for layer in model.layers}
-    last = _run(model, ids_BS, seen)
+    last_BSM = _run(model, ids_BS, seen)
+    _check_causal(model, last_BSM)
 
     fits: dict[int, Fit] = {}
     for layer, what in seen.items():
@@ -96,7 +98,7 @@ def probe(model: MoEModel) -> None:
         model.seams[layer] = seam
         model.rules[layer] = fits[layer].rule
     model.hf.set_experts_implementation(IMPLEMENTATION)
-    _check_listening(model, ids_BS, last, seen)
+    _check_listening(model, ids_BS, last_BSM, seen)
     rules: dict[str, tuple[int, ...]] = {}
     for layer, fit in fits.items():
         rule = fit.rule.facts().rule
@@ -134,6 +136,24 @@ def _run(model: MoEModel, ids_BS: Tensor, seen: dict[int, _Seen] | None = None) 
     return out[0]
 
 
+def _check_causal(model: MoEModel, last_BSM: Tensor) -> None:
+    """Two texts that begin alike have the same states until they part: no token sees what comes after it."""
+    if not bool(last_BSM.isfinite().all()):
+        raise ModelError(
+            f"hidden states of {model.name} ({model.family}) are not finite",
+            expected="numbers after every block",
+            remedy="use a wider dtype, such as bfloat16 or float32; if `layers` were given, load the whole model",
+        )
+    shared_2sM = last_BSM[:, : _LENGTH // 2].float()
+    difference = float((shared_2sM[0] - shared_2sM[1]).abs().max() / shared_2sM.abs().max().clamp_min(1e-20))
+    if not difference < 0.05:
+        raise ModelError(
+            f"in {model.name} ({model.family}) a token's state depends on tokens after it (by {difference:.0%})",
+            expected="a causal decoder, in which padding on the right changes nothing before it",
+            remedy=_UNSUPPORTED,
+        )
+
+
 def _on_experts(what: _Seen) -> Callable[..., None]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         what.calls += 1
@@ -162,7 +182,7 @@ def _check_call(model: MoEModel, layer: int, what: _Seen) -> None:
             remedy=f"quantised experts may go past it: load unquantised weights; {_UNSUPPORTED}",
         )
     tensors = (what.hidden_NM, what.expert_ids_NK, what.weights_NK)
-    num_tokens, per_token = _ROWS * _LENGTH, model.num_experts_per_token
+    num_tokens, per_token = 2 * _LENGTH, model.num_experts_per_token
     shapes = [tuple(tensor.shape) if tensor is not None else None for tensor in tensors]
     hidden, ids, weights = tensors
     if hidden is None or ids is None or weights is None or shapes[1:] != [(num_tokens, per_token)] * 2:
@@ -214,7 +234,7 @@ def _find_router(model: MoEModel, layer: int, what: _Seen) -> tuple[str, int | N
             expected="logits: values not bound to 0..1 that do not sum to 1",
             remedy="update transformers: versions 5.0 to 5.5 returned probabilities under that name",
         )
-    why = "; ".join(tried) or "no module beside the experts has logits"
+    why = "; ".join(tried) or f"no module beside the experts puts out {model.num_experts} numbers a token"
     raise ModelError(
         f"can't tell how the router of {where} decides: {why}",
         expected="logits of which the applied weights and the selected experts follow by a known rule",
