@@ -49,6 +49,12 @@ def loss_curve(log: pd.DataFrame, target: Path) -> str:
     return table(pd.DataFrame(rows, columns=["training tokens", "loss (nats per token)", "learning rate"]))
 
 
+def plateaus(log: pd.DataFrame) -> str:
+    """The learning rates held constant, and until when."""
+    held = [(rate, part["tokens"].iloc[-1]) for rate, part in log.groupby("rate", sort=False) if len(part) >= 10]
+    return ", then ".join(f"{rate:.1e} until {tokens / 1e6:.1f} million tokens" for rate, tokens in held)
+
+
 @torch.inference_mode()
 def samples(folder: Path, held_out: pd.DataFrame, seed: int = 0) -> str:
     """The start of a held-out document of each domain and how nano goes on."""
@@ -83,7 +89,9 @@ def main() -> None:
     held_out = pd.read_parquet(HELD_OUT)
     log = pd.read_json(WORK / "train.jsonl", lines=True)
     config = json.loads((folder / "config.json").read_text())
-    licences = held_out.groupby("domain")[["source", "licence"]].agg(lambda column: ", ".join(sorted(set(column))))
+    # a source reads "package version: document"; the documents are in the corpus itself
+    packages = held_out.assign(source=held_out["source"].str.split(": ").str[0])
+    licences = packages.groupby("domain")[["source", "licence"]].agg(lambda column: ", ".join(sorted(set(column))))
     domains = pd.DataFrame(measured["domains"]).T
     domains["ratio"] = domains["bits_per_byte"] / domains["xz_bits_per_byte"]
     bits = pd.DataFrame(
@@ -133,11 +141,12 @@ The weights are published under Apache-2.0. The texts keep their own licences; A
 ## Training
 
 {last["tokens"] / 1e6:.1f} million tokens in {int(last["step"]):,} steps on two CPU cores, {last["seconds"] / 60:.0f}
-minutes. AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm at most 1; learning rate {log["rate"].max():.1e}
-after a warm-up, constant, then linear to 1 % of that over the last 30 %. Each document stands alone: nothing is
-prepended and none sees another. Windows grow from 256 over 512 to 1,024 tokens. Matrix products in bfloat16; sums,
-router and parameters in float32. The load-balancing loss is computed per layer, then averaged; a small z-loss keeps
-router logits near zero. `training/` in the repository reproduces it with one command.
+minutes. AdamW (0.9, 0.95), weight decay 0.1 on matrices, gradient norm at most 1. Learning rate, after a warm-up:
+{plateaus(log)}; then linear to 1 % of that over the
+last 30 %. Batches of 2,816 tokens at first, of 11,264 at the end. Each document stands alone: nothing is prepended and
+none sees another. Windows grow from 256 over 512 to 1,024 tokens. Matrix products in bfloat16; sums, router and
+parameters in float32. The load-balancing loss is computed per layer, then averaged; a small z-loss keeps router logits
+near zero. `training/` in the repository reproduces it with one command.
 
 ![Training loss](loss.png)
 
