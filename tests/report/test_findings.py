@@ -58,10 +58,15 @@ def test_specialist_not_met_on_the_other_half_is_passed_over():
     assert finding.title == "The most specialised expert is expert 0 of layer 1, for verse"
 
 
-def test_domains_with_experts_of_their_own():
+def test_domains_with_specialists():
     finding = find(results({"specialists": tables.specialists()}))[1]
-    assert finding.title == "1 of 2 domains has an expert of its own"
+    assert finding.title == "1 of 2 domains has a specialist"
     assert finding.text.endswith("None such for law.")
+    both = find(
+        results({"specialists": tables.specialists(lift_ci_low=[2.2, 1.2, 2.1], expert=[3, 0, 3], layer=[7, 1, 7])})
+    )
+    assert both[1].title == "2 of 2 domains have a specialist"
+    assert both[1].text.endswith("Some serve more than one domain: they are 1 expert.")
 
 
 def test_information_beside_its_null():

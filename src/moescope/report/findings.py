@@ -20,8 +20,8 @@ from moescope.report.views import number, percent
 if TYPE_CHECKING:
     from moescope.report.folder import Results
 
-OWN_LIFT = 2.0
-"""A domain has an expert of its own if even the lower end of the expert's lift is at least this."""
+SPECIALIST_LIFT = 2.0
+"""A domain has a specialist if even the lower end of the lift of its best expert is at least this."""
 MOST_NAMED = 8
 READINGS = {"input": "the token read", "predicted": "the token predicted", "next": "the token that comes next"}
 RARE = 0.1
@@ -86,25 +86,28 @@ def _most_specialised(results: Results) -> Finding | None:
     return Finding("usage", f"The most specialised expert is {who}, for {best['domain']}", measured)
 
 
-def _domains_with_experts(results: Results) -> Finding | None:
+def _domains_with_specialists(results: Results) -> Finding | None:
     frame = best_of_domains(results)
     if frame is None:
         return None
     known = frame[frame["lift_ci_low"].notna()]
     if known.empty:
         return None
-    own = known[known["lift_ci_low"] >= OWN_LIFT]
-    without = known[known["lift_ci_low"] < OWN_LIFT]
+    own = known[known["lift_ci_low"] >= SPECIALIST_LIFT]
+    without = known[known["lift_ci_low"] < SPECIALIST_LIFT]
     text = (
-        f"That is, an expert that takes at least {number(OWN_LIFT)} times as much of it as of the mean domain, even "
-        "at the lower end of the 95 % interval, on documents that had no say in choosing it."
+        f"That is, an expert selected for it at least {number(SPECIALIST_LIFT)} times as often as for the mean domain, "
+        "even at the lower end of the 95 % interval, on documents that had no say in choosing it."
     )
+    different = len(own.drop_duplicates(["layer", "expert"]))
+    if different < len(own):
+        text += f" Some serve more than one domain: they are {_count(different, 'expert')}."
     if len(own) and len(without):
         text += f" None such for {_names(without['domain'].tolist())}."
     if len(frame) > len(known):
         text += f" {_count(len(frame) - len(known), 'domain')} had too few documents to tell."
-    verb = "has an expert of its" if len(own) == 1 else "have an expert of their"
-    return Finding("usage", f"{len(own)} of {len(known)} domains {verb} own", text)
+    verb = "has" if len(own) == 1 else "have"
+    return Finding("usage", f"{len(own)} of {len(known)} domains {verb} a specialist", text)
 
 
 def _information(results: Results) -> Finding | None:
@@ -279,7 +282,7 @@ def _saturation(results: Results) -> Finding | None:
 
 _FINDINGS: list[Callable[[Results], Finding | None]] = [
     _most_specialised,
-    _domains_with_experts,
+    _domains_with_specialists,
     _information,
     _load,
     _least_sure,
