@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from moescope.errors import EnvironmentFailure, ModelError, UsageError
 from moescope.models import checkpoint, layout
-from moescope.models.facts import bytes_needed, gather_facts
+from moescope.models.facts import ModelFacts, bytes_needed, gather_facts
 from moescope.models.moe import MoEModel
 from moescope.models.probe import probe
 
@@ -76,6 +77,43 @@ def load_model(
     )
     probe(model)
     return model
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What a checkpoint is and what it would take, known before any weight is read.
+
+    Attributes:
+        facts: Facts of the whole checkpoint.
+        dtype: The dtype it would be loaded in.
+        num_bytes: Bytes in memory of the weights that the layers asked need.
+    """
+
+    facts: ModelFacts
+    dtype: torch.dtype
+    num_bytes: int
+
+
+def inspect_checkpoint(
+    name_or_path: str = checkpoint.NANO,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    layers: Sequence[int] | None = None,
+) -> CheckpointReport:
+    """Facts of a checkpoint and the memory it needs, from its configuration alone; arguments as of `load_model`.
+
+    Raises:
+        ModelError: There is no such checkpoint, or its family can't be looked into.
+        UsageError: A layer or dtype that does not exist.
+    """
+    with checkpoint.located(name_or_path, revision) as source, _quiet(bars=True):
+        config = _config(source)
+        whole = _on_meta(config, source.name)
+        where = layout.find_layout(whole, source.name)
+        wanted = _dtype(dtype, source.name, config)
+        num_bytes = bytes_needed(whole, where, _num_blocks(layers, where, source.name), wanted)
+        return CheckpointReport(gather_facts(whole, where, source.name), wanted, num_bytes)
 
 
 def _read(
