@@ -141,6 +141,7 @@ def may_download(options: ModelOptions) -> bool:
 def summarise(path: Path) -> None:
     """Prints a results folder's key numbers and findings, and where it is."""
     from rich.table import Table
+    from rich.text import Text
 
     from moescope.report.findings import find
     from moescope.report.folder import Results
@@ -149,7 +150,8 @@ def summarise(path: Path) -> None:
     results = Results.read(path)
     numbers = per_layer(results)
     if numbers.series:
-        table = Table(title=results.headline, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        show(Text(results.headline, style="bold"))
+        table = Table(box=None, pad_edge=False)
         for column in numbers.columns:
             table.add_column(column, justify="right")
         for row in numbers.rows:

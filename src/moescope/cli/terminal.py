@@ -59,9 +59,9 @@ def _line(message: object) -> str:
     return " ".join(str(message).split())
 
 
-def show(table: Table) -> None:
-    """Prints a table to stdout."""
-    console(sys.stdout).print(table)
+def show(what: Table | Text) -> None:
+    """Prints a table or a styled line to stdout."""
+    console(sys.stdout).print(what)
 
 
 def quieten(*, verbose: bool, downloads: bool) -> None:
