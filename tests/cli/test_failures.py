@@ -138,8 +138,13 @@ def test_stopped_in_the_middle_leaves_nothing(tiny, long, tmp_path, number, code
     here = tmp_path / "here"
     here.mkdir()
     script = "import sys; from moescope.cli import main; sys.exit(main())"
+    # A shell that puts the test run in the background has it ignore Ctrl-C, and children inherit that.
     process = subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, words)], cwd=here, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, *map(str, words)],
+        cwd=here,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     while not list(here.iterdir()) and process.poll() is None and time.monotonic() < deadline:

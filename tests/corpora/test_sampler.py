@@ -90,7 +90,7 @@ def test_every_counted_token_is_the_documents_own(corpus, num_tokens, seed, sequ
         for number, text in enumerate(texts)
     }
     num_prefix, num_suffix = (1 if token else 0 for token in around)
-    window = max(128, num_tokens // len(corpus.domains) // 40)
+    window = max(128, num_tokens // len(corpus.domains) // 30)
     window = min(window, (sequence_length or 4096) - num_prefix - num_suffix)
     assert sampler.window == window
     positions_of: dict[int, list[int]] = {}
@@ -190,8 +190,8 @@ def test_total_is_exact_and_the_remainder_goes_to_the_first_domains():
 
 def test_the_cap_on_a_document_grows_with_its_domains_budget():
     corpus = mixed_corpus()
-    assert Sampler(corpus, tokenizer(), num_tokens=3 * 2560).window == 128
-    assert Sampler(corpus, tokenizer(), num_tokens=3 * 5000).window == 250
+    assert Sampler(corpus, tokenizer(), num_tokens=3 * 3840).window == 128
+    assert Sampler(corpus, tokenizer(), num_tokens=3 * 5000).window == 166
     assert Sampler(corpus, tokenizer(), num_tokens=3 * 5000, sequence_length=100).window == 100
     assert Sampler(corpus, tokenizer(), num_tokens=3 * 5000, max_positions=64).window == 64
     begins = tokenizer("<|begin|>")

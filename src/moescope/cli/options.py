@@ -77,7 +77,7 @@ class TextOptions:
     """Tokens to count, split evenly over the domains. Padding and special tokens never count."""
 
     sequence_length: Annotated[int | None, Parameter(validator=validators.Number(gte=2), group=TEXT)] = None
-    """Longest stretch of one document, in tokens. Default: a fortieth of its domain's tokens, but at least 128, and
+    """Longest stretch of one document, in tokens. Default: a thirtieth of its domain's tokens, but at least 128, and
     at most what the model can attend to."""
 
     seed: Annotated[int, Parameter(group=TEXT)] = 0

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # Fewest tokens that the cap on one document comes down to, and the share of its domain's budget it may have at most.
 MIN_WINDOW = 128
-# Findings are chosen on one half of the documents and measured on the other: 40 give each half about 20 of a domain.
-MAX_SHARE = 40
+# Findings are chosen on one half of the documents and measured on the other: 30 give each half about 15 of a domain.
+MAX_SHARE = 30
 
 # Longest row where no one asks for another: attention's cost grows with the square of it.
 DEFAULT_SEQUENCE_LENGTH = 4096
@@ -43,7 +43,7 @@ class Sampler:
     """Batches of a corpus' tokens: as many of each domain, few of each document, the same for the same seed.
 
     `num_tokens` are split evenly over the domains, the remainder over the first ones. Of one document at most `window`
-    tokens are taken, `max(128, domain budget / 40)` capped by what the model and `sequence_length` allow, as one run
+    tokens are taken, `max(128, domain budget / 30)` capped by what the model and `sequence_length` allow, as one run
     whose place in the document is drawn by seed. Padding and special tokens are never counted. Iterating again gives
     the same batches. Memory does not depend on `num_tokens`.
 
