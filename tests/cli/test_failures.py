@@ -91,7 +91,7 @@ def test_out_that_cannot_be_written_exits_1(moescope, here, tiny, shelf, tmp_pat
     ("raised", "code", "said"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1, "no space left on the disk for /data/x"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 1, "no permission for /root/x"),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/x"), 1, "no permission for /srv/x"),
         (MemoryError(), 1, "--batch-tokens"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
