@@ -155,6 +155,8 @@ def _read(
             expected="tensors of the names and shapes its config.json declares",
             remedy="copy or download the checkpoint again",
         ) from error
+    if dtype == torch.float64:  # grouped_mm, transformers' choice, knows 32 bits and fewer
+        hf.set_experts_implementation("eager")
     missing = sorted(report["missing_keys"])
     lacking = [key for key in missing if not is_beyond(key)]
     if lacking:
@@ -239,7 +241,7 @@ def _dtype(dtype: str | torch.dtype | None, name: str, config: Any) -> torch.dty
         else dtype
     )
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UsageError(f"no dtype {dtype}", expected="float32, bfloat16 or float16")
+        raise UsageError(f"no dtype {dtype}", expected="float32, bfloat16, float16 or float64")
     return found
 
 

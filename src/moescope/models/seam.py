@@ -9,8 +9,9 @@ implementation, "moescope". Each experts module of a loaded model carries a `Lay
 
 Names here end in N, all tokens of the batch, padding included; T is reserved for the tokens that are counted.
 
-Nothing in here turns gradients off: under autograd the transforms' results, and through them the weights, take part
-in the graph. `MoEModel.listen` runs it under `inference_mode`.
+Nothing in here turns gradients off: under autograd the transforms' results take part in the graph. (For the gradient
+of the loss with respect to each weight, return `weights_NK + zeros` with `zeros.requires_grad_()`: a leaf in place of
+the weights would cut them off from the layers before.) `MoEModel.listen` runs it under `inference_mode`.
 
     def halve(call: ExpertCall) -> tuple[Tensor, Tensor]:
         return call.expert_ids_NK, torch.where(call.expert_ids_NK == 9, 0.5 * call.weights_NK, call.weights_NK)
