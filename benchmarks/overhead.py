@@ -87,7 +87,7 @@ def looking(
         num_tokens=sum(batch.tokens.num_tokens for batch in batches), seed=0, predictions=predictions,
     )  # fmt: skip
     accumulators = {}
-    for name in registry.names():
+    for name in registry.names("router"):
         accumulators |= registry.find(name).statistics(context)
 
     def run() -> None:

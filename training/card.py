@@ -73,11 +73,24 @@ def samples(folder: Path, held_out: pd.DataFrame, seed: int = 0) -> str:
 
 
 def saturation() -> str:
-    """The table of `moescope saturation` on this run's snapshots, where it was made."""
+    """The table of `moescope saturation` on this run's snapshots, where it was made; a column for each."""
     path = WORK / "saturation.csv"
     if not path.exists():
         return "Not measured for this version."
-    return table(pd.read_csv(path).round(3))
+    frame = pd.read_csv(path)
+    share = frame["share_of_training_percent"].round().astype(int)
+    parts = [
+        frame.assign(column=[f"{rank}, {s} %" for s in share]).pivot_table(name, "layer", "column", sort=False)
+        for name, rank in (("topk_saturation", "top-8"), ("top1_saturation", "top-1"))
+    ]
+    wide = pd.concat(parts, axis=1)
+    wide.loc["mean"] = wide.mean()
+    chance, chance1 = frame["topk_saturation_chance"].iloc[0], frame["top1_saturation_chance"].iloc[0]
+    return (
+        f"By percent of training; {frame['num_tokens'].iloc[0]:,} held-out tokens; chance is {chance:.3f} and "
+        f"{chance1:.3f}."
+        "\n\n" + table(wide.map("{:.2f}".format).reset_index())
+    )
 
 
 def main() -> None:

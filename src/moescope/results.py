@@ -173,9 +173,11 @@ class ResultsFolder:
             statistic.save(self._place("state", f"{name}.safetensors"))
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a text file at the folder's top."""
+        """Writes a text file, given its path inside the folder."""
         with _surroundings(self.path):
-            (self._temporary / name).write_text(text, encoding="utf-8")
+            path = self._temporary / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes `manifest.json`."""

@@ -61,6 +61,11 @@ class Run:
         for name, analysis in self.analyses.items():
             yield from analysis.arrays(self.tables[name], self.context).items()
 
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Text files that are neither: path inside the results folder, text."""
+        for name, analysis in self.analyses.items():
+            yield from analysis.files(self.tables[name], self.context)
+
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Figures by file name without suffix, one at a time."""
         for name, analysis in self.analyses.items():
@@ -72,6 +77,8 @@ class Run:
             folder.write_table(name, frame)
         for name, arrays in self.arrays():
             folder.write_arrays(name, arrays)
+        for name, text in self.files():
+            folder.write_text(name, text)
         for name, statistic in self.statistics.items():
             folder.write_state(name, statistic)
         for name, figure in self.figures():
@@ -93,10 +100,11 @@ class Run:
 def capture(
     model: MoEModel,
     corpus: Corpus,
-    analyses: Sequence[str] | None = None,
+    analyses: Sequence[str | Analysis] | None = None,
     num_tokens: int = 100_000,
     layers: Sequence[int] | None = None,
     *,
+    skip: Sequence[str] = (),
     seed: int = 0,
     sequence_length: int | None = None,
     batch_tokens: int = 8192,
@@ -109,10 +117,12 @@ def capture(
     Args:
         model: From `load_model`.
         corpus: From `load_corpus`.
-        analyses: Names of analyses; None for all that make sense for the corpus (a corpus of one domain has nothing to
-            compare; the manifest's notes say what was left out).
+        analyses: Names of analyses, or analyses made with options of their own, as `Similarity(method="cosine")`; None
+            for all that make sense for model and corpus (a corpus of one domain has nothing to compare; the
+            manifest's notes say what was left out).
         num_tokens: Tokens to count, split evenly over the corpus' domains.
         layers: MoE layers (decoder block indices); None for all. The pass stops after the deepest.
+        skip: Names of analyses to leave out of all there are.
         seed: Chooses documents, windows and replicates.
         sequence_length: Longest window of a document, in tokens; None: what the sampling rule and the model allow.
         batch_tokens: Padded tokens in a batch.
@@ -128,22 +138,6 @@ def capture(
         UsageError: An analysis, layer or number that does not exist or makes no sense, each with a remedy.
     """
     started = time.perf_counter()
-    asked = {name: registry.find(name) for name in (analyses if analyses is not None else registry.names())}
-    left_out: list[str] = []
-    if analyses is None:
-        for name in [name for name, analysis in asked.items() if len(corpus.domains) < analysis.min_domains]:
-            del asked[name]
-            left_out.append(f"{name} was left out: it compares domains, and the corpus has {len(corpus.domains)}")
-    if not asked:
-        raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
-    for name, analysis in asked.items():
-        if len(corpus.domains) < analysis.min_domains:
-            raise UsageError(
-                f"corpus {corpus.name} has {len(corpus.domains)} domain ({', '.join(corpus.domains)}), and {name} "
-                "compares domains",
-                expected=f"{analysis.min_domains} domains or more",
-                remedy="use a folder with a sub-folder for each domain, or name the domain field with --domain-field",
-            )
     if predictions and not model.complete:
         raise UsageError(
             f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
@@ -160,6 +154,7 @@ def capture(
         seed=seed,
         predictions=predictions if predictions is not None else (layers is None and model.complete),
     )
+    asked, left_out = _asked(analyses, skip, context)
     statistics = _statistics(asked, context)
     sampler = Sampler(
         corpus,
@@ -170,7 +165,9 @@ def capture(
         max_positions=model.max_positions,
         batch_tokens=batch_tokens,
     )
-    feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
+    # Questions about the weights alone need no text.
+    if statistics:
+        feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
     counted = int(sampler.num_tokens_D.sum())
     options: dict[str, Any] = {
         "num_tokens": num_tokens,
@@ -178,10 +175,40 @@ def capture(
         "batch_tokens": batch_tokens,
         "predictions": context.predictions,
     }
+    options |= {name: analysis.options for name, analysis in asked.items() if analysis.options}
     context = replace(context, num_tokens=counted)
     manifest = make_manifest(context, corpus, sampler, options, list(asked), command, left_out)
     manifest.wall_seconds = round(time.perf_counter() - started, 3)
     return Run(context, asked, statistics, manifest)
+
+
+def _asked(
+    analyses: Sequence[str | Analysis] | None, skip: Sequence[str], context: Context
+) -> tuple[dict[str, Analysis], list[str]]:
+    """The analyses by name; and of those that no one asked for by name, which can't be answered and why."""
+    if analyses is not None and not analyses:
+        raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
+    asked: dict[str, Analysis] = {}
+    left_out: list[str] = []
+    for given in analyses if analyses is not None else [name for name in registry.names() if name not in skip]:
+        analysis = registry.find(given) if isinstance(given, str) else given
+        try:
+            if len(context.domains) < analysis.min_domains:
+                raise UsageError(
+                    f"corpus {context.corpus_name} has {len(context.domains)} domain ({', '.join(context.domains)}), "
+                    f"and {analysis.name} compares domains",
+                    expected=f"{analysis.min_domains} domains or more",
+                    remedy="use a folder with a sub-folder for each domain, or name the domain field with "
+                    "--domain-field",
+                )
+            analysis.check(context)
+        except UsageError as error:
+            if analyses is not None:
+                raise
+            left_out.append(f"{analysis.name} was left out: {error.found}")
+            continue
+        asked[analysis.name] = analysis
+    return asked, left_out
 
 
 def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Statistic]:

@@ -116,7 +116,7 @@ def coactivation_pairs() -> pd.DataFrame:
 
 
 def coactivation() -> pd.DataFrame:
-    return pd.DataFrame({"layer": [1, 7], "num_pairs": [6, 5]})
+    return pd.DataFrame({"layer": [1, 7], "num_pairs": [6, 5], "lift_q95": [1.3, 2.5]})
 
 
 def paths(**changes: list) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The sentences against tables made by hand: the right cell, the right number, nothing where there is nothing."""
 
+import pandas as pd
 import pytest
 
 from moescope.report.findings import Finding, find
@@ -180,6 +181,17 @@ def test_key_numbers_per_layer():
     overall = {series.label: series.show(series.overall) for series in numbers.series}
     assert overall["never used"] == "1"
     assert overall["router entropy"] == "75.8 %"
+
+
+def test_key_numbers_where_no_leading_one_is_known():
+    distributions = pd.DataFrame({"layer": [1, 1, 7], "quantity": ["logit", "weight", "logit"], "std": [1.5, 9.0, 2.0]})
+    overlap = pd.DataFrame(
+        {"layer": [1, 7], "measure": ["jaccard"] * 2, "mean": [0.1, 0.2], "mean_independent": [0.05, 0.07]}
+    )
+    numbers = per_layer(results({"routing_distributions": distributions, "overlap": overlap, "paths": tables.paths()}))
+    assert numbers.columns == ["layer", "logit spread", "overlap (Jaccard)", "to the next layer"]
+    assert numbers.rows == [["1", "1.50", "10.0 %", "0.310"], ["7", "2", "20.0 %", "–"]]
+    assert numbers.series[1].meaning.endswith("; 6.0 % if routing were independent of it")
 
 
 def test_key_numbers_of_a_run_of_one_analysis():

@@ -7,11 +7,11 @@ command line, the report and the Python API have it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     import pandas as pd
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,48 @@ class Context:
     num_tokens: int
     seed: int
     predictions: bool
+    _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: str, compute: Callable[[], _Result]) -> _Result:
+        """What several analyses of a run need and is dear to compute: computed by the first that asks for `key`.
+
+        The key says all that the result depends on beside the run itself.
+        """
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
 
 class Analysis(ABC):
     """One question about a model.
 
+    One that has options is a frozen dataclass, each option a field with a default; what it is by default is what the
+    report shows.
+
     Class attributes:
         name: The command's name and the key in `run.tables`.
         summary: One line for `--help`.
+        about: What the question is about: the "router", the "experts", or "causes".
         min_domains: Fewest domains it makes sense for.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    about: ClassVar[str] = "router"
     min_domains: ClassVar[int] = 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options by name, for the manifest."""
+        return asdict(self) if is_dataclass(self) and not isinstance(self, type) else {}
+
+    def check(self, context: Context) -> None:  # noqa: B027 (most questions can always be asked)
+        """Refuses what can't be answered, before any text is read.
+
+        Raises:
+            UsageError: Says what was asked, what could be, and what to do. In a run of everything there is, the
+                analysis is then left out and the run's notes say why.
+        """
 
     @abstractmethod
     def statistics(self, context: Context) -> dict[str, Statistic]:
@@ -78,6 +108,10 @@ class Analysis(ABC):
     def arrays(self, table: xr.Dataset, context: Context) -> dict[str, dict[str, np.ndarray]]:
         """What would be silly as rows (matrices of experts by experts): file name without suffix -> named arrays."""
         return {}
+
+    def files(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, str]]:
+        """Text files that are neither tables nor arrays: path inside the results folder -> text."""
+        yield from ()
 
     @abstractmethod
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:

@@ -11,9 +11,8 @@ import pandas as pd
 import xarray as xr
 
 from moescope.analyses.base import Analysis, Context
-from moescope.analyses.drawing import chosen_panels
+from moescope.analyses.histogram_panels import all_layers, panel_per_layer
 from moescope.figures import caption, charts, style
-from moescope.figures.bins import densities
 from moescope.statistics.distributions import QUANTITIES, RoutingDistributions
 from moescope.statistics.histogram import merge_bins
 
@@ -153,10 +152,6 @@ def rank_frame(table: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(columns | {f"{name}_mean": table[f"{name}_by_rank"].values.ravel() for name in QUANTITIES})
 
 
-def _density(table: xr.Dataset, name: str, log: bool, num_bins: int) -> tuple[np.ndarray, np.ndarray]:
-    return densities(table[f"{name}_bin"].values[1:], table[f"{name}_counts"].values, num_bins=num_bins, log=log)
-
-
 def _density_label(log: bool) -> str:
     return "density (per factor of 10)" if log else "density"
 
@@ -164,31 +159,28 @@ def _density_label(log: bool) -> str:
 def _overview(table: xr.Dataset, context: Context) -> Figure:
     fig, axes = style.figure("page", 4.2, 2, 2)
     layers = table["layer"].values.tolist()
-    colours = charts.depth_colours(layers)
+    cut_off: set[int] = set()
     for ax, (name, panel) in zip(axes.flat, _panels(table.sizes["rank"]).items(), strict=True):
-        edges, density = _density(table, name, panel.log, 70)
-        for layer, heights in zip(layers, density, strict=True):
-            alone = len(layers) == 1
-            charts.histogram(ax, edges, heights, colour=colours[layer], filled=alone, steps=alone, log_x=panel.log)
+        edges, counts_LX = table[f"{name}_bin"].values[1:], table[f"{name}_counts"].values
+        cut_off.update(all_layers(ax, edges, counts_LX, layers, log=panel.log))
         charts.label(ax, x=panel.axis, y=_density_label(panel.log), title=panel.title)
     charts.depth_key(fig, axes, layers)
-    caption(fig, context, _note(layers))
+    peaks = f"peaks cut off at the top: layers {', '.join(map(str, sorted(cut_off)))}" if cut_off else ""
+    caption(fig, context, _note(layers) or peaks)
     return fig
 
 
 def _by_layer(table: xr.Dataset, name: str, context: Context) -> Figure:
     panel = _panels(table.sizes["rank"])[name]
-    shown = chosen_panels(table.sizes["layer"])
-    layers = table["layer"].values[shown]
-    edges, density = _density(table, name, panel.log, 50)
-    fig, axes = charts.small_multiples(len(shown))
-    for ax, layer, heights in zip(axes, layers, density[shown], strict=True):
-        charts.histogram(ax, edges, heights, title=f"layer {layer}", log_x=panel.log)
-    fig.supxlabel(panel.axis)
-    fig.supylabel(_density_label(panel.log))
-    note = f"{len(shown)} of {table.sizes['layer']} layers shown" if len(shown) < table.sizes["layer"] else ""
-    caption(fig, context, note)
-    return fig
+    return panel_per_layer(
+        table[f"{name}_bin"].values[1:],
+        table[f"{name}_counts"].values,
+        table["layer"].values.tolist(),
+        context,
+        xlabel=panel.axis,
+        ylabel=_density_label(panel.log),
+        log=panel.log,
+    )
 
 
 def _by_rank(table: xr.Dataset, context: Context) -> Figure:

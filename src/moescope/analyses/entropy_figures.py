@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from moescope.analyses.drawing import chosen_panels
+from moescope.analyses.histogram_panels import panel_per_layer
 from moescope.figures import caption, charts, style
 from moescope.figures.bins import densities
 from moescope.statistics.entropy import POOLED
@@ -122,18 +122,16 @@ def domains_of_one(table: xr.Dataset, context: Context) -> Figure:
 
 def histograms(table: xr.Dataset, context: Context) -> Figure:
     """Entropy's histogram, a panel for each layer."""
-    shown = chosen_panels(table.sizes["layer"])
-    layers = table["layer"].values[shown]
-    counts = table["entropy_counts"].sel(domain=POOLED).values[shown]
-    edges, density = densities(table["entropy_bin"].values[1:], counts, num_bins=48, cut=0.0)
-    fig, axes = charts.small_multiples(len(shown))
-    for ax, layer, heights in zip(axes, layers, density, strict=True):
-        charts.histogram(ax, edges, heights, title=f"layer {layer}")
-    fig.supxlabel("router entropy (nats)")
-    fig.supylabel("density of tokens (1/nat)")
-    note = f"{len(shown)} of {table.sizes['layer']} layers shown" if len(shown) < table.sizes["layer"] else ""
-    caption(fig, context, f"{note}; uniform: ln E = {np.log(table.attrs['num_experts']):.2f} nats".lstrip("; "))
-    return fig
+    return panel_per_layer(
+        table["entropy_bin"].values[1:],
+        table["entropy_counts"].sel(domain=POOLED).values,
+        table["layer"].values.tolist(),
+        context,
+        xlabel="router entropy (nats)",
+        ylabel="density of tokens (1/nat)",
+        cut=0.0,
+        note=f"uniform: ln E = {np.log(table.attrs['num_experts']):.2f} nats",
+    )
 
 
 def margins(table: xr.Dataset, context: Context) -> Figure:

@@ -17,10 +17,16 @@ from moescope.report import words
 
 LOOK = Group.create_ordered("Look at a model")
 EVERYTHING = Group.create_ordered("Ask everything at once")
-ONE_QUESTION = Group.create_ordered("Ask one question")
+QUESTIONS = {
+    "router": Group.create_ordered("Ask the router"),
+    "experts": Group.create_ordered("Ask the experts"),
+    "causes": Group.create_ordered("Ask for causes"),
+}
 TRAINING_RUN = Group.create_ordered("Compare a model with its past")
-
 OTHER = Group.create_ordered("Also")
+
+# Analyses whose command has options of its own; the others have theirs without more ado.
+OWN_COMMANDS: dict[str, Callable[..., None]] = {}
 
 HELP = """Look into a Mixture-of-Experts language model: how its router decides, what each expert does, whether experts
 specialize.
@@ -41,8 +47,9 @@ def build() -> App:
     app.help_epilogue = EPILOGUE
     app.command(info, group=LOOK, help_epilogue="")
     app.command(report, group=EVERYTHING, help_epilogue="")
-    for name, summary in analyses.summaries().items():
-        app.command(_question(name, summary), name=name, group=ONE_QUESTION, help_epilogue="")
+    for name, entry in analyses.entries().items():
+        command = OWN_COMMANDS.get(name) or _question(name, entry.summary)
+        app.command(command, name=name, group=QUESTIONS[entry.about], help_epilogue="")
     app.command(saturation, group=TRAINING_RUN, help_epilogue="")
     return app
 

@@ -13,6 +13,7 @@ from moescope.cli.options import CaptureOptions, ModelOptions, TextOptions
 from moescope.cli.terminal import counting, note, quieten, say, show, working
 
 if TYPE_CHECKING:
+    from moescope.analyses.base import Analysis
     from moescope.corpora import Corpus
     from moescope.models import MoEModel
 
@@ -20,19 +21,22 @@ DEFAULT_FOLDER = Path("results")
 
 
 def run_analyses(
-    names: Sequence[str] | None,
+    names: Sequence[str] | Callable[[], Sequence[Analysis]] | None,
     options: CaptureOptions,
     *,
     command: str,
+    skip: Sequence[str] = (),
     check: Callable[[MoEModel], None] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Answers questions in one pass and leaves a results folder.
 
     Args:
-        names: Analyses to run; None for all that make sense for the corpus.
+        names: Analyses to run, or a function that makes them with options of their own (called once torch may be
+            imported); None for all that make sense for the corpus.
         options: What the reader asked for.
         command: The command's name: the default folder's name, and what the manifest calls the run.
+        skip: Where all are run, these are not.
         check: Called with the loaded model, before anything is run; raises if it is not what was asked for.
         finish: Called with the folder once it is complete and in place, so that whatever it does, the run is kept.
 
@@ -48,21 +52,27 @@ def run_analyses(
 
     # What can be refused is refused before an hour's work, not after: first of all an --out that is taken.
     folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / command, force=options.force)
-    for name in names or ():
+    for name in skip:
         analyses.find(name)
+    asked: list[Analysis] | None = None
+    if names is not None:
+        given = names() if callable(names) else names
+        asked = [analyses.find(name) if isinstance(name, str) else name for name in given]
     model = load(options, whole_depth=bool(options.predictions))
     if check is not None:
         check(model)
     layers = model.check_layers(options.layers) if options.layers is not None else None
     corpus = open_corpus(options)
-    if layers is not None and options.predictions is None and (names is None or "vocabulary" in names):
+    read = {"vocabulary"} - set(skip) if asked is None else {analysis.name for analysis in asked}
+    if layers is not None and options.predictions is None and "vocabulary" in read:
         note("predicted tokens are left out: with --layers the model is not run to its end (--predictions does)")
     with _no_parents_left(folder.path), folder:
         with counting("reading", options.num_tokens) as progress:
             run = moescope.capture(
                 model,
                 corpus,
-                analyses=names,
+                analyses=asked,
+                skip=skip,
                 num_tokens=options.num_tokens,
                 layers=layers,
                 seed=options.seed,
@@ -157,7 +167,6 @@ def summarise(path: Path) -> None:
         for row in numbers.rows:
             table.add_row(*row)
         show(table)
-        say("")
-    for finding in find(results):
-        say(f"- {finding.title}. {finding.text}")
-    say(f"\nResults: {path}")
+    lines = [f"- {finding.title}. {finding.text}" for finding in find(results)]
+    say("\n".join(["", *lines, ""] if lines else [""]))
+    say(f"Results: {path}")

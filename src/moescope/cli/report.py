@@ -17,6 +17,7 @@ def report(
     *,
     options: CaptureOptions | None = None,
     analyses: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=RUN)] = None,
+    skip: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=RUN)] = None,
     existing: Annotated[Path | None, Parameter(name="--from", group=RUN)] = None,
 ) -> None:
     """Ask every question in one pass and write a page about it.
@@ -27,7 +28,8 @@ def report(
 
     Args:
         options: Which model, text, layers, folder.
-        analyses: Only these analyses. Default: all.
+        analyses: Only these parts, by the names of their commands. Default: all.
+        skip: All parts but these, as in --skip atlas map.
         existing: Run nothing; write (or rewrite) the page of this results folder.
     """
     options = options or CaptureOptions()
@@ -40,7 +42,9 @@ def report(
         write_page(existing)
         summarise(existing)
         return
-    run_analyses(analyses, options, command="report", finish=write_page)
+    if analyses and skip:
+        raise UsageError("--analyses was given with --skip", remedy="name the parts you want, or those you don't")
+    run_analyses(analyses, options, command="report", skip=skip or (), finish=write_page)
 
 
 def write_page(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moescope.report.views import number, percent
@@ -77,7 +77,11 @@ class KeyNumbers:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a series comes from: a table's column; `chance` is the column of its value under independent routing."""
+    """Where a series comes from: a table's column, and which of its rows.
+
+    `chance` is the column of its value under independent routing. `lead`: shown in every run; the others only where
+    there is no leading one.
+    """
 
     table: str
     column: str
@@ -86,6 +90,8 @@ class _Source:
     share: bool = False
     total: bool = False
     chance: str | None = None
+    where: tuple[tuple[str, str | int], ...] = ()
+    lead: bool = True
 
 
 _SOURCES = [
@@ -121,6 +127,54 @@ _SOURCES = [
         "share of a token type, by the token read, that goes to its own expert",
         share=True,
         chance="vocabulary_specialization_independent",
+        where=(("reading", "input"), ("ranks", "top-K")),
+    ),
+    _Source(
+        "routing_distributions",
+        "std",
+        "logit spread",
+        "standard deviation of the router's logits",
+        where=(("quantity", "logit"),),
+        lead=False,
+    ),
+    _Source(
+        "weights_by_rank",
+        "weight_mean",
+        "first weight",
+        "mean weight that the model applies to the first-ranked expert",
+        where=(("rank", 0),),
+        lead=False,
+    ),
+    _Source(
+        "overlap",
+        "mean",
+        "overlap (Jaccard)",
+        "of the tokens of either of two experts, the share of both, mean over pairs",
+        share=True,
+        chance="mean_independent",
+        where=(("measure", "jaccard"),),
+        lead=False,
+    ),
+    _Source(
+        "overlap",
+        "mean",
+        "vocabulary overlap",
+        "weighted Jaccard of two experts' token types, mean over pairs",
+        share=True,
+        chance="mean_independent",
+        where=(("measure", "weighted_jaccard"),),
+        lead=False,
+    ),
+    _Source(
+        "coactivation", "lift_q95", "lift, top 5 %", "of co-activation: a twentieth of the pairs exceed it", lead=False
+    ),
+    _Source(
+        "paths",
+        "top1_nmi",
+        "to the next layer",
+        "normalized mutual information with the first-ranked expert of the next layer looked at",
+        chance="top1_nmi_independent",
+        lead=False,
     ),
 ]
 
@@ -128,27 +182,27 @@ _SOURCES = [
 def per_layer(results: Results) -> KeyNumbers:
     """The key numbers that the tables of a folder can give; those of analyses that were not run are left out."""
     layers = results.manifest.layers
-    series = []
-    for source in _SOURCES:
-        frame = _one_row_a_layer(results, source.table)
-        if frame is None or frame.empty:
-            continue
-        meaning = source.meaning
-        if source.chance:
-            meaning += f"; {percent(frame[source.chance].mean())} if routing were independent of it"
-        values = [float(value) for value in frame.set_index("layer")[source.column].reindex(layers)]
-        series.append(Series(source.label, meaning, values, source.share, source.total))
-    return KeyNumbers(layers, series)
+    found = [(source.lead, series) for source in _SOURCES if (series := _series(results, source, layers)) is not None]
+    leading = any(lead for lead, _ in found)
+    return KeyNumbers(layers, [series for lead, series in found if lead == leading])
 
 
-def _one_row_a_layer(results: Results, table: str) -> pd.DataFrame | None:
-    """The rows of a table that stand for whole layers."""
-    frame = results.table(table)
+def _series(results: Results, source: _Source, layers: list[int]) -> Series | None:
+    frame = results.table(source.table)
     if frame is not None and "domain" in frame.columns:
-        return pooled(results, table)
-    if frame is not None and "reading" in frame.columns:
-        return frame[(frame["reading"] == "input") & (frame["ranks"] == "top-K")]
-    return frame
+        frame = pooled(results, source.table)
+    if frame is None:
+        return None
+    for column, value in source.where:
+        frame = frame[frame[column] == value]
+    if frame.empty:
+        return None
+    series = Series(source.label, source.meaning, [], source.share, source.total)
+    if source.chance:
+        chance = series.show(float(frame[source.chance].mean()))
+        series = replace(series, meaning=f"{series.meaning}; {chance} if routing were independent of it")
+    values = [float(value) for value in frame.set_index("layer")[source.column].reindex(layers)]
+    return replace(series, values=values)
 
 
 def pooled(results: Results, table: str, keys: Sequence[str] = ("layer", "expert")) -> pd.DataFrame | None:
