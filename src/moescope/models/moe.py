@@ -321,6 +321,16 @@ class MoEModel:
         except StopForward:
             return None
 
+    def generate(self, *args: Any, **options: Any) -> Any:
+        """Continues texts: everything goes to `generate` of transformers' model, what comes back is its own.
+
+        Raises:
+            ModelError: The model is not complete.
+        """
+        if not self.complete:
+            raise ModelError(f"{self.name} was loaded without its head", remedy="load it without `layers`")
+        return self.hf.generate(*args, **options)  # type: ignore[operator]
+
     def predict(self, hidden_TM: Tensor) -> Tensor:
         """The most probable next token after each of these last hidden states, int64, on `device`."""
         rows = max(1, _LOGIT_BYTES // (4 * self.vocab_size))

@@ -92,7 +92,7 @@ class RouterRule:
         if self.bias_E is not None:
             values_NE = values_NE + self.bias_E.to(values_NE.device)
         if excluded is not None:
-            values_NE = values_NE.index_fill(1, excluded, float("-inf"))
+            values_NE = _without(values_NE, excluded)
         if self.num_groups > 1:
             grouped_NGe = values_NE.unflatten(-1, (self.num_groups, -1))
             best = 1 if self.group_score == "max" else min(2, grouped_NGe.shape[-1])
@@ -118,11 +118,11 @@ class RouterRule:
 
         Args:
             logits_NE: The router's logits.
-            excluded: Ids of experts to decide without, as if they did not exist: their logit is -inf, and so is their
-                selection value after any bias.
+            excluded: Experts to decide without, as if they did not exist: their logit is -inf, and so is their
+                selection value after any bias. Ids, for every token; or a mask N x E.
         """
         if excluded is not None:
-            logits_NE = logits_NE.index_fill(1, excluded, float("-inf"))
+            logits_NE = _without(logits_NE, excluded)
         values_NE = self.selection_values(logits_NE, excluded)
         ids_NK = values_NE.topk(self.num_selected, dim=-1).indices
         return ids_NK, self.weigh(logits_NE, ids_NK)
@@ -252,6 +252,13 @@ def _selection_error(rule: RouterRule, logits_NE: Tensor, expert_ids_NK: Tensor)
     left_NE = values_NE.scatter(1, expert_ids_NK, float("-inf"))
     excess_N = left_NE.amax(-1) - taken_NK.amin(-1)
     return float(excess_N.clamp_min(0).max())
+
+
+def _without(values_NE: Tensor, excluded: Tensor) -> Tensor:
+    """The values, -inf where an expert is excluded: by its id, or by a mask N x E."""
+    if excluded.dtype == torch.bool:
+        return values_NE.masked_fill(excluded, float("-inf"))
+    return values_NE.index_fill(1, excluded, float("-inf"))
 
 
 def _with(rule: RouterRule, **changes: object) -> RouterRule:

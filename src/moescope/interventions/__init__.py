@@ -1,0 +1,18 @@
+"""Experts turned up, down or off: changes, the context that applies them, their effect, and controls."""
+
+from moescope.interventions.changes import Ablate, Change, Replace, Scale, Set
+from moescope.interventions.controls import Usage, count_usage, matched_draws, matched_experts
+from moescope.interventions.intervening import intervening
+
+__all__ = [
+    "Ablate",
+    "Change",
+    "Replace",
+    "Scale",
+    "Set",
+    "Usage",
+    "count_usage",
+    "intervening",
+    "matched_draws",
+    "matched_experts",
+]

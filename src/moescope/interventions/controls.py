@@ -1,0 +1,173 @@
+"""What an effect stands beside: the same change, done to random experts of the same layer matched by usage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moescope.interventions.changes import Change
+
+if TYPE_CHECKING:
+    from moescope.corpora import Corpus, Sampler
+    from moescope.models import MoEModel
+    from moescope.records import Routing
+
+NUM_CONTROLS = 20
+"""Experts drawn for a control, where the layer has that many."""
+POOL = 1.5
+"""Of how many times as many experts, those nearest in usage, they are drawn."""
+USAGE_TOKENS = 4_000
+"""Tokens of text in which usage is counted."""
+
+Target = tuple[int, int]
+"""A layer and one of its experts."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How often experts were chosen in a sample of text.
+
+    Attributes:
+        counts: Layer -> `N_e`, int64 (E,).
+        num_tokens: `N`, tokens counted.
+        corpus: Where they come from.
+        sampler: Which they were.
+    """
+
+    counts: Mapping[int, NDArray[np.int64]]
+    num_tokens: int
+    corpus: Corpus
+    sampler: Sampler
+
+    def frequency(self, layer: int, expert: int) -> float:
+        """`N_e / N`."""
+        return float(self.counts[layer][expert]) / max(1, self.num_tokens)
+
+
+def count_usage(
+    model: MoEModel,
+    layers: Sequence[int],
+    *,
+    corpus: Corpus | None = None,
+    num_tokens: int = USAGE_TOKENS,
+    seed: int = 0,
+    batch_tokens: int = 8192,
+    progress: Callable[[int], None] | None = None,
+) -> Usage:
+    """Counts how often each expert is chosen, in one pass that ends at the deepest layer asked.
+
+    Args:
+        model: The model.
+        layers: MoE layers.
+        corpus: Text; None for the embedded corpus.
+        num_tokens: Tokens to count.
+        seed: Chooses documents and windows.
+        batch_tokens: Padded tokens in a batch.
+        progress: Called after each batch with the number of tokens counted in it.
+    """
+    from moescope.corpora import Sampler, load_corpus
+
+    corpus = corpus or load_corpus("embedded")
+    chosen = model.check_layers(layers)
+    sampler = Sampler(
+        corpus,
+        model.tokenizer,
+        num_tokens=max(num_tokens, len(corpus.domains)),
+        seed=seed,
+        max_positions=model.max_positions,
+        batch_tokens=batch_tokens,
+    )
+    counts = {layer: torch.zeros(model.num_experts, dtype=torch.int64, device=model.device) for layer in chosen}
+
+    def on_routing(routing: Routing) -> None:
+        counts[routing.layer] += torch.bincount(routing.expert_ids_TK.flatten(), minlength=model.num_experts)
+
+    for batch in sampler:
+        placed = batch.to(model.device)
+        model.listen(
+            placed.input_ids_BS,
+            placed.tokens,
+            placed.keep_T,
+            layers=chosen,
+            on_routing=on_routing,
+            needs_logits=False,
+        )
+        if progress is not None:
+            progress(placed.tokens.num_tokens)
+    counted = {layer: counts_E.cpu().numpy() for layer, counts_E in counts.items()}
+    return Usage(counted, int(sampler.num_tokens_D.sum()), corpus, sampler)
+
+
+def matched_experts(
+    counts_E: NDArray[np.int64], expert: int, *, num: int = NUM_CONTROLS, exclude: Sequence[int] = (), seed: int = 0
+) -> list[int]:
+    """Random experts of a layer that are used about as much as one of them, each once.
+
+    Drawn without replacement of the `1.5 num` others whose usage is nearest, by the ratio of `N_e + 1`; of equal ones
+    those of lower ids.
+
+    Args:
+        counts_E: How often each expert of the layer was chosen.
+        expert: Whom they are to match.
+        num: How many; fewer where the layer has not that many.
+        exclude: Experts never to draw.
+        seed: Draws them, together with `expert`.
+    """
+    pool = _pool(counts_E, expert, num, exclude)
+    generator = np.random.default_rng([seed, expert])
+    return [int(drawn) for drawn in generator.permutation(pool)[:num]]
+
+
+def matched_draws(
+    counts: Mapping[int, NDArray[np.int64]], targets: Sequence[Target], *, num: int = NUM_CONTROLS, seed: int = 0
+) -> list[dict[Target, int]]:
+    """Controls for several experts at once: in each draw every target has a matched expert of its own layer.
+
+    No draw has an expert twice or one of the targets, and no two draws are the same; so there may be fewer than `num`.
+
+    Args:
+        counts: Layer -> how often each of its experts was chosen.
+        targets: Layer and expert of each target.
+        num: How many draws.
+        seed: Draws them.
+    """
+    targets = list(dict.fromkeys(targets))
+    taken = {layer: [expert for other, expert in targets if other == layer] for layer, _ in targets}
+    if len(targets) == 1:
+        (layer, expert), *_ = targets
+        return [{targets[0]: drawn} for drawn in matched_experts(counts[layer], expert, num=num, seed=seed)]
+    pools = {target: _pool(counts[target[0]], target[1], num, taken[target[0]]) for target in targets}
+    generator = np.random.default_rng([seed, *(number for target in targets for number in target)])
+    draws: dict[tuple[int, ...], dict[Target, int]] = {}
+    for _ in range(50 * num):
+        draw: dict[Target, int] = {}
+        for target in targets:
+            used = [expert for (layer, _), expert in draw.items() if layer == target[0]]
+            left = np.setdiff1d(pools[target], used)
+            if not left.size:
+                break
+            draw[target] = int(generator.choice(left))
+        else:
+            draws.setdefault(tuple(draw.values()), draw)
+        if len(draws) == num:
+            break
+    return list(draws.values())
+
+
+def on_others(changes: Sequence[Change], draw: Mapping[Target, int]) -> list[Change]:
+    """The same changes, done to the experts of a draw."""
+    return [replace(change, expert=draw[change.layer, change.expert]) for change in changes]
+
+
+def _pool(counts_E: NDArray[np.int64], expert: int, num: int, exclude: Sequence[int]) -> NDArray[np.int64]:
+    counts_E = np.asarray(counts_E, dtype=float)
+    distance_E = np.abs(np.log((counts_E + 1) / (counts_E[expert] + 1)))
+    distance_E[[expert, *exclude]] = np.inf
+    nearest = np.argsort(distance_E, kind="stable")[: math.ceil(POOL * num)]
+    return nearest[np.isfinite(distance_E[nearest])]
