@@ -156,6 +156,11 @@ class ExpertOutputs:
         """Applied weight of each assignment, float32."""
         return self.routing.weights_TK[self.token_rows_A, self.ranks_A]
 
+    @cached_property
+    def norms_A(self) -> Tensor:
+        """`‖o‖` of each assignment, float32."""
+        return torch.linalg.vector_norm(self.outputs_AM, dim=-1, dtype=torch.float32)
+
     def of(self, expert: int) -> tuple[Tensor, Tensor, Tensor]:
         """One expert's `(outputs_nM, token_rows_n, weights_n)`."""
         rows = slice(self.offsets_E1[expert], self.offsets_E1[expert + 1])

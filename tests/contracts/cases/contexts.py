@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from moescope.statistics.contexts import TopContexts
+from tests.contracts.statistics_cases import LAYERS, NUM_EXPERTS, outputs_of, register
+
+SIZES = {"layers": LAYERS, "num_experts": NUM_EXPERTS}
+
+register(
+    "contexts",
+    make=lambda **changes: TopContexts(**{**SIZES, "num_contexts": 4, "before": 3, "after": 2, **changes}),
+    other={"seed": 1, "num_contexts": 5, "before": 4},
+    records=outputs_of,
+)
+register(
+    "contexts_not_filled",
+    make=lambda **changes: TopContexts(**{**SIZES, "num_contexts": 60, **changes}),
+    other={"after": 9},
+    records=outputs_of,
+)
