@@ -132,7 +132,7 @@ class RouterEntropy(Statistic):
         values_TX = torch.stack([*values.values(), has_boundary_T], dim=1).double()
         squares_TX = values_TX.square()
         squares_TX[:, -1] = has_boundary_T & (values["boundary_margin"] == 0)
-        sums_DX = _sum_by(tokens.domain_ids_T, torch.cat([values_TX, squares_TX], dim=1), num_domains)
+        sums_DX = sum_by(tokens.domain_ids_T, torch.cat([values_TX, squares_TX], dim=1), num_domains)
         self._combine("sums_LDX", sums_DX[:, : values_TX.shape[1]], layer)
         self._combine("squares_LDX", sums_DX[:, values_TX.shape[1] :], layer)
 
@@ -157,11 +157,11 @@ class RouterEntropy(Statistic):
     def _values(self, record: Routing) -> tuple[dict[str, Tensor], Tensor]:
         """Each measure of each token, float32 or float64, and whether it has a boundary (if not, its margin is 0)."""
         assert record.logits_TE is not None
-        probabilities_TE, ids_TK = record.probabilities_TE, record.expert_ids_TK
+        probabilities_TE = record.probabilities_TE
         selected_TK = record.selected_probabilities_TK
-        largest_TK, unselected_T = record.largest_probabilities_TK, record.largest_unselected_T
+        largest_TK = record.largest_probabilities_TK
         top1_T = largest_TK[:, 0]
-        second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else _second(probabilities_TE)
+        second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else second_largest(probabilities_TE)
 
         highest_T = record.logits_TE.amax(dim=-1)
         self._look_out(record.logits_TE, highest_T, self._position[record.layer])
@@ -176,15 +176,7 @@ class RouterEntropy(Statistic):
         shares_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp_min(1e-300)
         selected_entropy_T = -(shares_TK * shares_TK.clamp_min(1e-300).log()).sum(dim=-1)
 
-        values_TE = record.selection_values_TE
-        if values_TE is None and record.scoring == "sigmoid":
-            values_TE = record.logits_TE.sigmoid()
-        if values_TE is None:
-            lowest_T, has_boundary_T = selected_TK.amin(dim=-1), unselected_T >= 0
-        else:
-            lowest_T = values_TE.gather(1, ids_TK).amin(dim=-1)
-            unselected_T = values_TE.masked_fill(record.selected_TE > 0, -torch.inf).amax(dim=-1)
-            has_boundary_T = (unselected_T > -torch.inf) & (lowest_T > -torch.inf)
+        lowest_T, unselected_T, has_boundary_T = boundary(record)
         return {
             "entropy": entropy_T.clamp_(0, math.log(self.num_experts)),
             "selected_entropy": selected_entropy_T.clamp_(0, math.log(self.num_experts_per_token)),
@@ -301,14 +293,33 @@ def _add(
     table[f"{name}_quantile"] = ((*dims, "quantile"), quantile, about)
 
 
-def _second(values_TE: Tensor) -> Tensor:
+def boundary(record: Routing) -> tuple[Tensor, Tensor, Tensor]:
+    """Lowest selected and highest unselected value of whatever the family selects by, and whether both exist, (T,)."""
+    values_TE = selected_by(record)
+    if values_TE is None:
+        lowest_T, unselected_T = record.selected_probabilities_TK.amin(dim=-1), record.largest_unselected_T
+        return lowest_T, unselected_T, unselected_T >= 0
+    lowest_T = values_TE.gather(1, record.expert_ids_TK).amin(dim=-1)
+    unselected_T = values_TE.masked_fill(record.selected_TE > 0, -torch.inf).amax(dim=-1)
+    return lowest_T, unselected_T, (unselected_T > -torch.inf) & (lowest_T > -torch.inf)
+
+
+def selected_by(record: Routing) -> Tensor | None:
+    """What the family selects by, for each token and expert; None where that is the probability itself."""
+    if record.selection_values_TE is None and record.scoring == "sigmoid":
+        assert record.logits_TE is not None
+        return record.logits_TE.sigmoid()
+    return record.selection_values_TE
+
+
+def second_largest(values_TE: Tensor) -> Tensor:
     """The second largest of each row (the largest again where it occurs twice)."""
     if values_TE.shape[1] < 2:
         return torch.zeros_like(values_TE[:, 0])
     return values_TE.scatter(1, values_TE.argmax(dim=-1, keepdim=True), -1.0).amax(dim=-1)
 
 
-def _sum_by(domain_ids_T: Tensor, values_TX: Tensor, num_domains: int) -> Tensor:
+def sum_by(domain_ids_T: Tensor, values_TX: Tensor, num_domains: int) -> Tensor:
     """Sums of rows by domain, float64, in the same order on every run."""
     if values_TX.is_cuda:  # index_add_ on a GPU adds in any order
         of_domain_DT = domain_ids_T[None, :] == torch.arange(num_domains, device=values_TX.device)[:, None]
