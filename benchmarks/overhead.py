@@ -4,7 +4,7 @@
     uv run python -m benchmarks.overhead --case olmoe-slice   # OLMoE-1B-7B's width, random weights, 2 layers, bfloat16
     uv run python -m benchmarks.overhead --case olmoe         # the whole OLMoE-1B-7B shape, for a GPU
 
-The bare pass uses the fastest of the experts implementations that transformers has, found by measuring them here. Where
+The bare pass uses the fastest of the experts implementations that transformers has, all of which run in turn with ours. Where
 predictions are read, the LM head runs on both sides. Text is tokenised and batched before the clock starts.
 """
 
@@ -106,26 +106,28 @@ def measure(name: str, model: MoEModel, num_tokens: int, batch_tokens: int, repe
     )
     batches = list(sampler)
     ours = model.hf.get_experts_implementation()
-    seconds = {}
-    for implementation in STOCK:
-        model.hf.set_experts_implementation(implementation)
-        run = bare(model, batches[:2], predictions=False)
-        seconds[implementation] = statistics.median(alternate(run, run, 1)[0])
-    fastest = min(seconds, key=lambda implementation: seconds[implementation])
+
+    def using(implementation: str, run: Callable[[], None]) -> Callable[[], None]:
+        def switched() -> None:
+            model.hf.set_experts_implementation(implementation)
+            run()
+
+        return switched
+
     for predictions in (False, True):
         plain, listening = bare(model, batches, predictions), looking(model, batches, corpus, predictions)
-
-        def floor(plain: Callable[[], None] = plain) -> None:
-            model.hf.set_experts_implementation(fastest)
-            plain()
-
-        def capture(listening: Callable[[], None] = listening) -> None:
-            model.hf.set_experts_implementation(ours)
-            listening()
-
-        label = f"overhead/{name}-{'predictions' if predictions else 'router'}"
+        floors = [using(implementation, plain) for implementation in STOCK]
+        captured, *stock = alternate(using(ours, listening), *floors, repeats=repeats)
+        medians = dict(zip(STOCK, map(statistics.median, stock), strict=True))
+        fastest = min(STOCK, key=medians.__getitem__)
         report(
-            label, *alternate(capture, floor, repeats), num_tokens=num_tokens, fastest=fastest, device=str(model.device)
+            f"overhead/{name}-{'predictions' if predictions else 'router'}",
+            captured,
+            stock[STOCK.index(fastest)],
+            num_tokens=num_tokens,
+            fastest=fastest,
+            slowest_over_fastest=round(max(medians.values()) / medians[fastest], 3),
+            device=str(model.device),
         )
     model.hf.set_experts_implementation(ours)
 

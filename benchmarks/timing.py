@@ -9,15 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def alternate(
-    first: Callable[[], object], second: Callable[[], object], repeats: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of both sides, run in turn (A B A B ...) after one uncounted run of each, so that drift hits both."""
-    first()
-    second()
-    seconds: tuple[list[float], list[float]] = ([], [])
+def alternate(*sides: Callable[[], object], repeats: int) -> list[list[float]]:
+    """Seconds of each side, run in turn (A B C A B C ...) after one uncounted run of each, so that drift hits all."""
+    for run in sides:
+        run()
+    seconds: list[list[float]] = [[] for _ in sides]
     for _ in range(repeats):
-        for side, run in zip(seconds, (first, second), strict=True):
+        for side, run in zip(seconds, sides, strict=True):
             started = time.perf_counter()
             run()
             side.append(time.perf_counter() - started)
