@@ -1,0 +1,199 @@
+"""What each routed expert adds to its layer's output: how much, on which text, and in which direction on average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from moescope.errors import UsageError
+from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.base import Statistic
+from moescope.statistics.jackknife import NUM_GROUPS, interval
+from moescope.statistics.resampling import groups
+
+_CHUNK_BYTES = {"cpu": 2**20}
+"""Outputs brought into the tokens' order at a time; on a CPU, what its caches hold."""
+_OTHER_CHUNK_BYTES = 64 * 2**20
+
+MEANS = {
+    "weight": ("weight_mean", "weight", "mean weight applied to the expert, over the tokens routed to it"),
+    "norm": ("output_norm_mean", "norm of a hidden state", "mean |o_e(x)|, before the weight, over those tokens"),
+    "saliency": (
+        "saliency_mean",
+        "norm of a hidden state",
+        "mean w_te |o_e(x)| over the tokens routed to the expert (REAP, arXiv 2510.13999)",
+    ),
+    "share": (
+        "output_share_mean",
+        "share",
+        "mean of w_te <o_e(x_t), y_t> / |y_t|^2 over the tokens routed to the expert, y_t the sum of the token's "
+        "weighted routed outputs; a token's K shares sum to 1",
+    ),
+}
+"""What is summed over an expert's tokens: name of the mean, unit, definition."""
+
+
+class ExpertContribution(Statistic):
+    """Norm, weight, saliency and share of every routed expert's output, its mean output, by layer and domain.
+
+    With `o_e(x)` an expert's output before its weight, `w_te` the weight applied and `y_t = sum_e w_te o_e(x_t)` over
+    the K experts of token t (shared experts, where a family has them, are no part of it):
+
+    * norm: `|o_e(x_t)|`
+    * saliency: `w_te |o_e(x_t)|` (router-weighted expert activation; Lasby et al. 2025, "REAP", arXiv 2510.13999)
+    * share: `w_te <o_e(x_t), y_t> / |y_t|^2`, the part of the output that lies along the output: a token's K shares
+      sum to 1, and one is negative where an expert works against the others. 0 where `y_t` is 0.
+    * mean output: the sum of `o_e(x_t)` over its number, M numbers an expert.
+
+    Each is averaged over the tokens routed to the expert; the share also over all tokens, which sums to 1 over a
+    layer's experts. Products in float32, sums in float64. Intervals: delete-one jackknife over `num_groups` hash groups
+    of documents.
+
+    Args:
+        layers: MoE layers.
+        num_experts: E.
+        model_width: M.
+        domains: Names of the domains; `domain_ids_B` of the records index them.
+        num_groups: G, groups of documents.
+        seed: Deals documents into groups.
+        device: Where state lies: `8 L E (M + 5 D + 5 G)` bytes.
+    """
+
+    needs_outputs: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[int],
+        num_experts: int,
+        model_width: int,
+        domains: Sequence[str],
+        num_groups: int = NUM_GROUPS,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not domains:
+            raise UsageError("there is no domain to count", expected="one or more")
+        super().__init__(
+            layers=list(layers),
+            device=device,
+            num_experts=num_experts,
+            model_width=model_width,
+            domains=list(domains),
+            num_groups=num_groups,
+            seed=seed,
+        )
+        self.num_experts, self.num_groups, self.seed = num_experts, num_groups, seed
+        self.domains = list(domains)
+        num_layers = len(self.layers)
+        for letter, size in (("D", len(self.domains)), ("G", num_groups)):
+            self._declare(f"num_tokens_L{letter}", (num_layers, size))
+            self._declare(f"num_selected_L{letter}E", (num_layers, size, num_experts))
+            for name in MEANS:
+                self._declare(f"{name}_sum_L{letter}E", (num_layers, size, num_experts), torch.float64)
+        self._declare("output_sum_LEM", (num_layers, num_experts, model_width), torch.float64)
+
+    def update(self, record: Routing | ExpertOutputs) -> None:
+        """Takes in one layer's expert outputs of one batch."""
+        assert isinstance(record, ExpertOutputs)
+        tokens = record.routing.tokens
+        position = self._position[record.routing.layer]
+        if not tokens.num_tokens:
+            return
+        for expert, (start, end) in enumerate(zip(record.offsets_E1, record.offsets_E1[1:], strict=False)):
+            if end > start:
+                summed_M = record.outputs_AM[start:end].sum(0, dtype=torch.float64)
+                self._combine("output_sum_LEM", summed_M, (position, expert))
+        num_documents = tokens.num_documents
+        cells_A = (record.routing.expert_ids_TK + self.num_experts * tokens.rows_T.unsqueeze(1)).reshape(-1)
+        cells = (num_documents, self.num_experts)
+        sums_BE = {"num_selected": torch.bincount(cells_A, minlength=cells[0] * cells[1]).view(cells)}
+        for name, values_TK in zip(MEANS, self._measured(record), strict=True):
+            counted = torch.bincount(cells_A, values_TK.double().reshape(-1), minlength=cells[0] * cells[1])
+            sums_BE[f"{name}_sum"] = counted.view(cells)
+        lengths_B = torch.bincount(tokens.rows_T, minlength=num_documents)
+        groups_B = groups(tokens.document_hashes_B, self.num_groups, seed=self.seed)
+        for letter, ids_B in (("D", tokens.domain_ids_B), ("G", groups_B)):
+            size = self.state[f"num_tokens_L{letter}"].shape[1]
+            self._combine(f"num_tokens_L{letter}", lengths_B.new_zeros(size).index_add_(0, ids_B, lengths_B), position)
+            for name, values_BE in sums_BE.items():
+                summed = values_BE.new_zeros((size, self.num_experts)).index_add_(0, ids_B, values_BE)
+                self._combine(f"{name}_L{letter}E", summed, position)
+
+    def _measured(self, record: ExpertOutputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight, norm, saliency and share of each token's K experts, float32 (T, K), in the order of `MEANS`."""
+        weights_TK = record.routing.weights_TK
+        num_tokens, num_ranks = weights_TK.shape
+        place_A = record.token_rows_A * num_ranks + record.ranks_A
+        rows_A = torch.empty_like(place_A)
+        rows_A[place_A] = torch.arange(len(place_A), device=place_A.device)
+        along = []
+        budget = _CHUNK_BYTES.get(record.outputs_AM.device.type, _OTHER_CHUNK_BYTES)
+        chunk = max(1, budget // (4 * num_ranks * record.outputs_AM.shape[1]))
+        for start in range(0, num_tokens, chunk):
+            weights_tK = weights_TK[start : start + chunk]
+            rows_a = rows_A[start * num_ranks : (start + chunk) * num_ranks]
+            outputs_tKM = record.outputs_AM[rows_a].float().view(*weights_tK.shape, -1)
+            sums_tM1 = (weights_tK.unsqueeze(1) @ outputs_tKM).mT
+            along.append((outputs_tKM @ sums_tM1).squeeze(2))
+        norms_A = torch.linalg.vector_norm(record.outputs_AM, dim=1, dtype=torch.float32)
+        norms_TK = norms_A[rows_A].view_as(weights_TK)
+        parts_TK = (weights_TK * torch.cat(along)).double()
+        totals_T1 = parts_TK.sum(1, keepdim=True)  # |y_t|^2, as the sum of its parts, so that shares sum to 1
+        shares_TK = torch.where(totals_T1 > 0, parts_TK / totals_T1, 0.0)
+        return weights_TK, norms_TK, weights_TK * norms_TK, shares_TK
+
+    def mean_outputs(self, layer: int) -> Tensor:
+        """Mean output of each expert over the tokens routed to it, before the weight, float64 (E, M); NaN for none."""
+        position = self._position[layer]
+        return self.state["output_sum_LEM"][position] / self.state["num_selected_LDE"][position].sum(0).unsqueeze(1)
+
+    def compute(self) -> xr.Dataset:
+        """By `layer, expert`: `num_selected`, each of `MEANS` with `_ci_low`, `_ci_high`, and `output_share` likewise.
+
+        Also by `layer, domain, expert`: `num_selected_by_domain` and each of `MEANS` with `_by_domain`; by `layer`
+        (and `domain`): `num_tokens`. NaN where an expert saw no token.
+        """
+        state = {name: tensor.cpu() for name, tensor in self.state.items()}
+        jackknife = f"95 % interval, delete-one jackknife over {self.num_groups} hash groups of documents"
+        by_expert, by_domain = ("layer", "expert"), ("layer", "domain", "expert")
+        selected_LGE, tokens_LG = state["num_selected_LGE"], state["num_tokens_LG"]
+        variables = {
+            "num_tokens": _variable(("layer",), tokens_LG.sum(1), "tokens", "tokens counted"),
+            "num_selected": _variable(by_expert, selected_LGE.sum(1), "tokens", "tokens routed to the expert"),
+            "num_tokens_by_domain": _variable(
+                ("layer", "domain"), state["num_tokens_LD"], "tokens", "tokens counted of the domain"
+            ),
+            "num_selected_by_domain": _variable(
+                by_domain, state["num_selected_LDE"], "tokens", "tokens of the domain routed to the expert"
+            ),
+        }
+        ratios = {
+            name: (state[f"{key}_sum_LGE"], selected_LGE, units, words) for key, (name, units, words) in MEANS.items()
+        }
+        words = "mean share of the output over all tokens, 0 for those not routed to the expert; sums to 1 over experts"
+        tokens_LGE = tokens_LG.unsqueeze(2).expand_as(selected_LGE)
+        ratios["output_share"] = state["share_sum_LGE"], tokens_LGE, "share", words
+        for name, (sums_LGE, counts_LGE, units, definition) in ratios.items():
+            mean_LE = sums_LGE.sum(1) / counts_LGE.sum(1)
+            without_LGE = (sums_LGE.sum(1, keepdim=True) - sums_LGE) / (counts_LGE.sum(1, keepdim=True) - counts_LGE)
+            ends = interval(mean_LE, without_LGE.transpose(0, 1), counts_LGE.transpose(0, 1) > 0)
+            variables[name] = _variable(by_expert, mean_LE, units, definition)
+            for end, values_LE in zip(("low", "high"), ends, strict=True):
+                variables[f"{name}_ci_{end}"] = _variable(by_expert, values_LE, units, f"{end} end, {jackknife}")
+        for key, (name, units, definition) in MEANS.items():
+            means_LDE = state[f"{key}_sum_LDE"] / state["num_selected_LDE"]
+            variables[f"{name}_by_domain"] = _variable(by_domain, means_LDE, units, f"{definition}; by domain")
+        return xr.Dataset(
+            variables,
+            coords={"layer": self.layers, "domain": self.domains, "expert": np.arange(self.num_experts)},
+        )
+
+
+def _variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple:
+    return dims, values.numpy(), {"units": units, "definition": definition}
