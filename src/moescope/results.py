@@ -177,7 +177,7 @@ class ResultsFolder:
         with _surroundings(self.path):
             path = self._temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", newline="\n")  # byte offsets in a file hold on every system
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Writes `manifest.json`."""

@@ -153,6 +153,7 @@ def capture(
         num_tokens=num_tokens,
         seed=seed,
         predictions=predictions if predictions is not None else (layers is None and model.complete),
+        corpus_fingerprint=corpus.fingerprint,
     )
     asked, left_out = _asked(analyses, skip, context)
     statistics = _statistics(asked, context)

@@ -37,6 +37,7 @@ class Context:
         num_tokens: Tokens asked for (before the pass) or counted (after it).
         seed: The run's seed.
         predictions: Whether the whole depth runs and predicted tokens are known.
+        corpus_fingerprint: Hash of the corpus.
     """
 
     model: MoEModel
@@ -47,6 +48,7 @@ class Context:
     num_tokens: int
     seed: int
     predictions: bool
+    corpus_fingerprint: str = ""
     _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: str, compute: Callable[[], _Result]) -> _Result:
