@@ -4,7 +4,7 @@
     uv run python -m benchmarks.overhead --case olmoe-slice   # OLMoE-1B-7B's width, random weights, 2 layers, bfloat16
     uv run python -m benchmarks.overhead --case olmoe         # the whole OLMoE-1B-7B shape, for a GPU
 
-The bare pass uses the fastest of the experts implementations that transformers has, all of which run in turn with ours. Where
+The bare pass uses the fastest of the experts implementations that transformers has, which run in turn with ours. Where
 predictions are read, the LM head runs on both sides. Text is tokenised and batched before the clock starts.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,8 +98,10 @@ def looking(
     return run
 
 
-def measure(name: str, model: MoEModel, num_tokens: int, batch_tokens: int, repeats: int) -> None:
-    """Prints a JSON line without and one with predictions."""
+def measure(
+    name: str, model: MoEModel, cases: Sequence[str], *, num_tokens: int, batch_tokens: int, repeats: int
+) -> None:
+    """Prints a JSON line for each case: "router", or "predictions", which runs the LM head too."""
     corpus = moescope.load_corpus("embedded")
     sampler = Sampler(
         corpus, model.tokenizer, num_tokens=num_tokens, max_positions=model.max_positions, batch_tokens=batch_tokens
@@ -114,14 +116,15 @@ def measure(name: str, model: MoEModel, num_tokens: int, batch_tokens: int, repe
 
         return switched
 
-    for predictions in (False, True):
+    for case in cases:
+        predictions = case == "predictions"
         plain, listening = bare(model, batches, predictions), looking(model, batches, corpus, predictions)
         floors = [using(implementation, plain) for implementation in STOCK]
         captured, *stock = alternate(using(ours, listening), *floors, repeats=repeats)
         medians = dict(zip(STOCK, map(statistics.median, stock), strict=True))
         fastest = min(STOCK, key=medians.__getitem__)
         report(
-            f"overhead/{name}-{'predictions' if predictions else 'router'}",
+            f"overhead/{name}-{case}",
             captured,
             stock[STOCK.index(fastest)],
             num_tokens=num_tokens,
@@ -138,17 +141,18 @@ def main() -> None:
     parser.add_argument("--case", choices=["nano", "olmoe-slice", "olmoe"], default="nano")
     parser.add_argument("--num-tokens", type=int)
     parser.add_argument("--batch-tokens", type=int, default=8192)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", choices=["router", "predictions"], help="one of the two cases")
     arguments = parser.parse_args()
+    cases = [arguments.only] if arguments.only else ["router", "predictions"]
+    sizes = {"batch_tokens": arguments.batch_tokens, "repeats": arguments.repeats}
     if arguments.case == "nano":
-        model = moescope.load_model("nano")
-        measure("nano", model, arguments.num_tokens or 20_000, arguments.batch_tokens, arguments.repeats)
+        measure("nano", moescope.load_model("nano"), cases, num_tokens=arguments.num_tokens or 20_000, **sizes)
         return
     with tempfile.TemporaryDirectory() as parent:
         folder = olmoe_folder(Path(parent), num_layers=2 if arguments.case == "olmoe-slice" else 16)
-        model = moescope.load_model(str(folder))
         tokens = arguments.num_tokens or (4_000 if arguments.case == "olmoe-slice" else 100_000)
-        measure(arguments.case, model, tokens, arguments.batch_tokens, arguments.repeats)
+        measure(arguments.case, moescope.load_model(str(folder)), cases, num_tokens=tokens, **sizes)
 
 
 if __name__ == "__main__":
