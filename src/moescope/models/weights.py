@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,6 +24,8 @@ class ExpertWeights:
         down_EMF: Down matrices.
         gate_bias_EF, up_bias_EF, down_bias_EM: Biases; None for families without.
         router_EM: The router's matrix, one row an expert; None where logits are no linear map of its input.
+        sign_is_free: Whether a hidden neuron may change sign in both up and down (and in its bias of up) without any
+            change to what the expert computes: so wherever the gate multiplies an odd function of up.
     """
 
     gate_EFM: Tensor | None
@@ -32,6 +35,7 @@ class ExpertWeights:
     up_bias_EF: Tensor | None = None
     down_bias_EM: Tensor | None = None
     router_EM: Tensor | None = None
+    sign_is_free: bool = False
 
 
 def expert_weights(experts: Any, router: nn.Module | None = None) -> ExpertWeights:
@@ -53,7 +57,8 @@ def expert_weights(experts: Any, router: nn.Module | None = None) -> ExpertWeigh
     gate_bias_EF = up_bias_EF = None
     if experts.has_bias:
         gate_bias_EF, up_bias_EF = _halves(experts.gate_up_proj_bias.detach(), experts)
-    return ExpertWeights(gate_EFM, up_EFM, down_EMF, gate_bias_EF, up_bias_EF, down_bias_EM, router_EM)
+    sign = _sign_is_free(experts, up_EFM)
+    return ExpertWeights(gate_EFM, up_EFM, down_EMF, gate_bias_EF, up_bias_EF, down_bias_EM, router_EM, sign)
 
 
 def _upright(weight_Exx: Tensor, experts: Any) -> Tensor:
@@ -67,6 +72,21 @@ def _halves(joined: Tensor, experts: Any) -> tuple[Tensor, Tensor]:
         gate, up = joined.chunk(2, dim=1)
         return gate, up
     return joined[:, ::2], joined[:, 1::2]
+
+
+@torch.no_grad()
+def _sign_is_free(experts: Any, up_EFM: Tensor) -> bool:
+    """Tries it: the gating of 64 hidden states, and of the same with up's sign changed."""
+    generator = torch.Generator().manual_seed(0)
+    gate_nF, up_nF = torch.randn(2, 64, up_EFM.shape[1], generator=generator).to(up_EFM)
+    first_nF, second_nF = (experts._apply_gate(_joined(gate_nF, values_nF, experts)) for values_nF in (up_nF, -up_nF))
+    return bool(torch.equal(first_nF, -second_nF))
+
+
+def _joined(gate_nF: Tensor, up_nF: Tensor, experts: Any) -> Tensor:
+    if getattr(experts, "is_concatenated", True):
+        return torch.cat([gate_nF, up_nF], dim=-1)
+    return torch.stack([gate_nF, up_nF], dim=-1).flatten(-2)
 
 
 def _router_matrix(router: nn.Module, experts: Any) -> Tensor | None:
