@@ -130,7 +130,7 @@ def beyond(whole: PreTrainedModel, where: Layout, num_blocks: int) -> Callable[[
     """
     backbone_path, _, list_name = where.blocks_path.rpartition(".")
     in_block = re.compile(rf"(?:^|\.){re.escape(list_name)}\.(\d+)\.")
-    after = [name for name, _ in whole.get_submodule(backbone_path).named_children() if _LAST_NORM.match(name)]
+    after = list(last_norms(whole, where))
     after += [name for name, child in whole.named_children() if child is whole.get_output_embeddings()]
     prefixes = tuple(f"{prefix}{name}." for name in after for prefix in ("", f"{backbone_path}."))
 
@@ -139,6 +139,12 @@ def beyond(whole: PreTrainedModel, where: Layout, num_blocks: int) -> Callable[[
         return int(match[1]) >= num_blocks if match else key.startswith(prefixes)
 
     return is_beyond
+
+
+def last_norms(model: nn.Module, where: Layout) -> dict[str, nn.Module]:
+    """The norm after the last block, by its name beside the list of blocks; empty where a family has none."""
+    backbone = model.get_submodule(where.blocks_path.rpartition(".")[0])
+    return {name: child for name, child in backbone.named_children() if _LAST_NORM.match(name)}
 
 
 def same_shapes(whole: nn.Module, short: nn.Module) -> bool:
