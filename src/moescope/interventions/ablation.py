@@ -1,0 +1,221 @@
+"""What the loss is without some experts: real ablations, run again only from the changed layer on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from moescope.errors import ModelError, UsageError
+from moescope.interventions.losses import token_losses
+from moescope.interventions.rerun import KeptPass, keep, run_again, weighted_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moescope.corpora import Batch
+    from moescope.models import MoEModel
+
+# A pass run again from a layer on, nothing changed, must give the losses it gave: nats per token, mean.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_COARSE = 0.05
+
+
+@dataclass(frozen=True, order=True)
+class Ablation:
+    """Experts of one layer that are ablated together: weight 0 at every token, the others unchanged.
+
+    Attributes:
+        layer: The decoder block's index in the checkpoint.
+        experts: One expert or several.
+    """
+
+    layer: int
+    experts: tuple[int, ...]
+
+
+def check_ablations(model: MoEModel, ablations: Sequence[Ablation]) -> None:
+    """Refuses layers and experts that do not exist.
+
+    Raises:
+        UsageError: Says which there are.
+    """
+    for ablation in ablations:
+        model.check_layers([ablation.layer])
+        model.check_experts(ablation.experts)
+        if len(set(ablation.experts)) < len(ablation.experts):
+            raise UsageError(f"an expert is named twice: {', '.join(map(str, ablation.experts))}")
+
+
+@torch.inference_mode()
+def ablation_effects(
+    model: MoEModel,
+    batch: Batch,
+    ablations: Sequence[Ablation],
+    *,
+    batch_tokens: int = 8192,
+    kept: KeptPass | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Δ loss of each ablation in each document of a batch: nats, summed over the document's predicted tokens.
+
+    The layers below a change are run once and kept, and the layer's experts are run once for all its ablations. What is
+    run again: from the changed layer on, the documents in which a token chose an ablated expert (the effect on the
+    others is exactly 0), those of several ablations of a layer side by side; the head, from the first such token on.
+
+    Args:
+        model: A complete model.
+        batch: On the model's device.
+        ablations: Any number, of any layers.
+        batch_tokens: Padded tokens that are run again at a time.
+        kept: The batch's pass, if it was kept already.
+        done: Called with the number of ablations that are finished, layer by layer.
+
+    Returns:
+        float64 (B, number of ablations).
+
+    Raises:
+        ModelError: The model is not complete, or its family's blocks can't be started in the middle.
+    """
+    layers = sorted({ablation.layer for ablation in ablations})
+    kept = kept or keep(model, batch, layers)
+    effects_BP = torch.zeros(
+        (kept.input_ids_BS.shape[0], len(ablations)), dtype=torch.float64, device=kept.losses_BS.device
+    )
+    for layer in reversed(layers):
+        chosen = [place for place, ablation in enumerate(ablations) if ablation.layer == layer]
+        weighted_NKM = weighted_outputs(model, kept.calls[layer])
+        combined_NM = weighted_NKM.sum(1).to(kept.calls[layer].hidden_NM.dtype)
+        if layer == layers[-1]:
+            _check_same(model, kept, layer, combined_NM)
+        work = _Layer(model, kept, layer, weighted_NKM, combined_NM)
+        for part in _parts(kept, [(place, _hits(kept, ablations[place])) for place in chosen], batch_tokens):
+            effects_BP.index_put_((part.rows_J, part.places_J), work.effects(part), accumulate=True)
+        if done is not None:
+            done(len(chosen))
+    return effects_BP
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Documents run again together, each with one ablation.
+
+    Attributes:
+        places_J: Which ablation.
+        rows_J: Which row of the batch.
+        hits_JS: Tokens that chose an ablated expert, cut to the longest row.
+        experts: By ablation its experts.
+    """
+
+    places_J: Tensor
+    rows_J: Tensor
+    hits_JS: Tensor
+    experts: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """Where one ablation acts: (B, S) of tokens, and the experts it takes away."""
+
+    at_BS: Tensor
+    experts: Tensor
+
+
+def _hits(kept: KeptPass, ablation: Ablation) -> _Hits:
+    ids_NK = kept.calls[ablation.layer].expert_ids_NK
+    experts = torch.tensor(ablation.experts, device=ids_NK.device)
+    columns_S = torch.arange(kept.next_BS.shape[1], device=ids_NK.device)
+    real_BS = columns_S < kept.lengths_B.to(ids_NK.device)[:, None]
+    return _Hits(torch.isin(ids_NK, experts).any(1).view(real_BS.shape) & real_BS, experts)
+
+
+def _parts(kept: KeptPass, hits: Sequence[tuple[int, _Hits]], batch_tokens: int) -> list[_Part]:
+    """Documents that an ablation touches, long ones first, in parts of at most `batch_tokens` padded tokens."""
+    if not hits:
+        return []
+    places, rows = [], []
+    for place, hit in hits:
+        touched = hit.at_BS.any(1).nonzero().squeeze(1)
+        rows.append(touched)
+        places.append(torch.full_like(touched, place))
+    places_J, rows_J = torch.cat(places), torch.cat(rows)
+    lengths_J = kept.lengths_B.to(rows_J.device)[rows_J]
+    order_J = lengths_J.argsort(descending=True, stable=True)
+    places_J, rows_J, lengths = places_J[order_J], rows_J[order_J], lengths_J[order_J].tolist()
+    by_place = dict(hits)
+    parts, start = [], 0
+    while start < len(lengths):
+        end = start + max(1, batch_tokens // lengths[start])
+        part_J, of_J = rows_J[start:end], places_J[start:end]
+        at_JS = torch.stack([by_place[place].at_BS[row] for place, row in zip(of_J.tolist(), part_J, strict=True)])
+        experts = {place: by_place[place].experts for place in of_J.unique().tolist()}
+        parts.append(_Part(of_J, part_J, at_JS[:, : lengths[start]], experts))
+        start = end
+    return parts
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's experts' outputs, each token's by slot and summed, and what runs the rest of the model on them."""
+
+    model: MoEModel
+    kept: KeptPass
+    layer: int
+    weighted_NKM: Tensor
+    combined_NM: Tensor
+
+    def effects(self, part: _Part) -> Tensor:
+        """Δ loss of each document of a part, float64 (J,)."""
+        kept, rows_J = self.kept, part.rows_J
+        num_rows, length = part.hits_JS.shape
+        full = kept.next_BS.shape[1]
+        outputs_JSM = self.combined_NM.view(-1, full, self.combined_NM.shape[-1])[rows_J, :length].clone()
+        ids_NK = kept.calls[self.layer].expert_ids_NK
+        for place, experts in part.experts.items():
+            at_J, at_S = (part.hits_JS & (part.places_J == place)[:, None]).nonzero(as_tuple=True)
+            tokens_n = rows_J[at_J] * full + at_S
+            # The same sum over all slots, with nothing where the expert's part was: as if its weight were 0.
+            gone_nK1 = torch.isin(ids_NK[tokens_n], experts).unsqueeze(-1)
+            outputs_JSM[at_J, at_S] = (
+                self.weighted_NKM[tokens_n].masked_fill(gone_nK1, 0.0).sum(1).to(outputs_JSM.dtype)
+            )
+        home = kept.losses_BS.device
+        rows_J, first_J = rows_J.to(home), part.hits_JS.to(torch.int8).argmax(1).to(home)
+        last_JSM = run_again(
+            self.model,
+            self.layer,
+            kept.input_ids_BS[rows_J, :length],
+            kept.inputs[self.layer][part.rows_J.to(kept.inputs[self.layer].device), :length],
+            outputs_JSM.flatten(0, 1),
+        )
+        next_JS = kept.next_BS[rows_J, :length]
+        # Tokens before the first that is changed can't know of it.
+        at_JS = (next_JS >= 0) & (torch.arange(length, device=home) >= first_J[:, None])
+        losses_n = token_losses(self.model, last_JSM[at_JS.to(last_JSM.device)], next_JS[at_JS]).to(home)
+        changes_n = losses_n.double() - kept.losses_BS[rows_J, :length][at_JS].double()
+        return torch.zeros(num_rows, dtype=torch.float64, device=home).index_add_(0, at_JS.nonzero()[:, 0], changes_n)
+
+
+def _check_same(model: MoEModel, kept: KeptPass, layer: int, combined_NM: Tensor) -> None:
+    """A pass that is run again with nothing changed gives the losses it gave; the first row is asked."""
+    width = int(kept.lengths_B[0])
+    at_S = kept.next_BS[0, :width] >= 0
+    if not bool(at_S.any()):
+        return
+    last_1SM = run_again(
+        model, layer, kept.input_ids_BS[:1, :width], kept.inputs[layer][:1, :width], combined_NM[:width]
+    )
+    losses_n = token_losses(model, last_1SM[0][at_S.to(last_1SM.device)], kept.next_BS[0, :width][at_S])
+    known_n = kept.losses_BS[0, :width][at_S]
+    difference = float((losses_n.to(known_n.device) - known_n).abs().mean())
+    allowed = TOLERANCE.get(model.dtype, _COARSE)
+    if not difference <= allowed * max(1.0, float(known_n.abs().mean())):
+        raise ModelError(
+            f"{model.name} run again from layer {layer} on, nothing changed, loses {difference:.2g} nats per token "
+            "more or less than in one pass",
+            expected=f"at most {allowed:g}: a family whose blocks hand on one hidden state and nothing else",
+            remedy="use the gradient method, which needs no second run",
+        )

@@ -1,0 +1,140 @@
+"""What the loss would be without each expert, to first order: one forward and one backward pass for all of them.
+
+With `w_te` the weight applied to expert e at token t and `L` a document's loss, taking the expert away changes the loss
+by `-Σ_t w_te ∂L/∂w_te` as long as the loss is straight in its weights (Molchanov et al. 2019, "Importance Estimation
+for Neural Network Pruning", their first-order criterion, on weights of experts and with its sign kept). The gradient
+takes in what later layers and later tokens make of it, routers included, but not that a router may choose otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from moescope.interventions.losses import backward, check_complete, next_tokens
+from moescope.models.seam import ExpertCall, transformed
+
+if TYPE_CHECKING:
+    from moescope.corpora import Batch
+    from moescope.models import MoEModel
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """First-order effects of ablating each expert, document by document.
+
+    Attributes:
+        effects_BLE: `-Σ_t w ∂L/∂w` over the document's tokens, nats, float64.
+        selected_BLE: Counted tokens of the document that chose the expert, int64.
+        weights_BLE: The sum of the weights applied to the expert at them, float64.
+        losses_B: Nats lost at the document's predicted tokens, float64.
+        predicted_B: Its predicted tokens: counted ones of which the next token is known, int64.
+    """
+
+    effects_BLE: Tensor
+    selected_BLE: Tensor
+    weights_BLE: Tensor
+    losses_B: Tensor
+    predicted_B: Tensor
+
+
+@dataclass
+class _ZeroAdder:
+    """Adds zeros that ask for a gradient to a layer's weights, and keeps them."""
+
+    ids_NK: Tensor | None = None
+    weights_NK: Tensor | None = None
+    zeros_NK: Tensor | None = None
+
+    def __call__(self, call: ExpertCall) -> tuple[Tensor, Tensor]:
+        self.ids_NK, self.weights_NK = call.expert_ids_NK, call.weights_NK.detach()
+        self.zeros_NK = torch.zeros_like(self.weights_NK).requires_grad_()
+        return call.expert_ids_NK, call.weights_NK + self.zeros_NK
+
+
+def first_order_effects(model: MoEModel, batch: Batch, layers: Sequence[int] | None = None) -> FirstOrder:
+    """First-order Δ loss of ablating each expert of these layers, in each document of a batch.
+
+    The model's parameters ask for no gradient while this runs, so that none is computed for them; the head is run
+    forward and backward a few tokens at a time. What is left in memory is the activations of the layers from the first
+    asked on: give it small batches.
+
+    Args:
+        model: A complete model.
+        batch: On the model's device.
+        layers: MoE layers; None for all.
+
+    Raises:
+        ModelError: The model is not complete.
+    """
+    check_complete(model, "the effect of an ablation")
+    chosen = model.check_layers(layers)
+    adders = {layer: _ZeroAdder() for layer in chosen}
+    next_T = batch.tokens.next_token_ids_T
+    known_T = next_T >= 0
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model.hf):
+        with transformed(model.seams, {layer: [adder] for layer, adder in adders.items()}):
+            hidden_BSM = model.last_hidden(batch.input_ids_BS)
+        assert hidden_BSM is not None
+        places_T = batch.keep_T[known_T].to(hidden_BSM.device)
+        states_TM = hidden_BSM.flatten(0, 1).index_select(0, places_T)
+        leaf_TM = states_TM.detach().requires_grad_()
+        losses_T = states_TM.new_zeros(0, dtype=torch.float32)
+        if places_T.shape[0]:
+            losses_T = backward(model, leaf_TM, next_T[known_T])
+            states_TM.backward(leaf_TM.grad)  # type: ignore[no-untyped-call]
+    rows_T = batch.tokens.rows_T[known_T]
+    num_rows, length = batch.input_ids_BS.shape
+    home = batch.input_ids_BS.device
+    by_layer = [_by_document(model.num_experts, batch, adders[layer]) for layer in chosen]
+    losses_B = torch.zeros(num_rows, dtype=torch.float64, device=home)
+    return FirstOrder(
+        effects_BLE=torch.stack([effects_BE for effects_BE, _, _ in by_layer], 1),
+        selected_BLE=torch.stack([selected_BE for _, selected_BE, _ in by_layer], 1),
+        weights_BLE=torch.stack([weights_BE for _, _, weights_BE in by_layer], 1),
+        losses_B=losses_B.index_add_(0, rows_T, losses_T.to(home).double()),
+        predicted_B=(next_tokens(batch) >= 0).view(num_rows, length).sum(1),
+    )
+
+
+def _by_document(num_experts: int, batch: Batch, adder: _ZeroAdder) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer's sums by document and expert: `-w ∂L/∂w` over all tokens, selections and weights over counted ones."""
+    assert adder.ids_NK is not None and adder.weights_NK is not None and adder.zeros_NK is not None
+    home = batch.input_ids_BS.device
+    num_rows, length = batch.input_ids_BS.shape
+    ids_NK, weights_NK = adder.ids_NK.to(home), adder.weights_NK.double().to(home)
+    grad = adder.zeros_NK.grad
+    gradient_NK = torch.zeros_like(weights_NK) if grad is None else grad.double().to(home)
+    counted_N = torch.zeros(num_rows * length, dtype=torch.bool, device=home)
+    counted_N[batch.keep_T] = True
+    rows_N = torch.arange(num_rows, device=home).repeat_interleave(length)
+    cells_NK = rows_N[:, None] * num_experts + ids_NK
+
+    def sums(values_X: Tensor, cells_X: Tensor) -> Tensor:
+        zeros = torch.zeros(num_rows * num_experts, dtype=values_X.dtype, device=home)
+        return zeros.index_add_(0, cells_X.flatten(), values_X.flatten()).view(num_rows, num_experts)
+
+    counted_cells = cells_NK[counted_N]
+    return (
+        sums(-weights_NK * gradient_NK, cells_NK),
+        sums(torch.ones_like(counted_cells), counted_cells),
+        sums(weights_NK[counted_N], counted_cells),
+    )
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """For as long as it lasts, no parameter asks for a gradient."""
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
