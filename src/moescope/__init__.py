@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moescope import statistics as statistics
     from moescope.corpora import load_corpus as load_corpus
+    from moescope.interventions import Ablate as Ablate
+    from moescope.interventions import Replace as Replace
+    from moescope.interventions import Scale as Scale
+    from moescope.interventions import Set as Set
+    from moescope.interventions import intervene as intervene
+    from moescope.interventions import intervening as intervening
     from moescope.models import load_model as load_model
     from moescope.run import Run as Run
     from moescope.run import capture as capture
@@ -20,8 +26,27 @@ _HOMES = {
     "load_corpus": "moescope.corpora",
     "capture": "moescope.run",
     "Run": "moescope.run",
+    "Ablate": "moescope.interventions",
+    "Replace": "moescope.interventions",
+    "Scale": "moescope.interventions",
+    "Set": "moescope.interventions",
+    "intervene": "moescope.interventions",
+    "intervening": "moescope.interventions",
 }
-__all__ = ["Run", "__version__", "capture", "load_corpus", "load_model", "statistics"]
+__all__ = [
+    "Ablate",
+    "Replace",
+    "Run",
+    "Scale",
+    "Set",
+    "__version__",
+    "capture",
+    "intervene",
+    "intervening",
+    "load_corpus",
+    "load_model",
+    "statistics",
+]
 
 
 def __getattr__(name: str) -> Any:
