@@ -237,12 +237,15 @@ def height_for(num_rows: int, per_row: float = 0.135, around: float = 0.65) -> f
 def caption(fig: Figure, context: CaptionContext, note: str = "") -> None:
     """Writes the small print below the figure: "model · n tokens · corpus", then `note`; the figure grows by it.
 
+    Where no token was counted (of weights alone), neither tokens nor corpus are named.
+
     Args:
         fig: A figure of `figure`.
         context: Names model, tokens, corpus.
         note: What else a reader must know to use the numbers, e.g. "bands: 5-95 % of tokens".
     """
-    words = f"{context.model.name} · {context.num_tokens:,} tokens · {context.corpus_name}"
+    sample = f" · {context.num_tokens:,} tokens · {context.corpus_name}" if context.num_tokens else ""
+    words = f"{context.model.name}{sample}"
     inches, height = (float(size) for size in fig.get_size_inches())
     characters = int(inches * 72 / (PRINT_FONT_SIZE * 0.58))  # 0.58 em: DejaVu Sans' mean advance, rounded up
     lines = textwrap.wrap(f"{words} · {note}" if note else words, characters) or [""]
