@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+import moescope
+from moescope.analyses.base import Context
 from moescope.analyses.expert_runs import redrawn, redrawn_experts, trained
-from moescope.analyses.similarity import SimilarityRun, all_tokens, similarity
+from moescope.analyses.similarity import Similarity
 from moescope.analyses.similarity_figures import clustered
 from moescope.corpora import Corpus, Sampler
 from moescope.errors import MoescopeWarning, UsageError
 from moescope.models import MoEModel, load_model
 from moescope.models.weights import expert_weights
 from moescope.one_pass import feed
+from moescope.run import Run
 from moescope.statistics.inputs_sample import LayerInputs
 from tests.analyses.runs import small_corpus, tiny_model
 from tests.families import FAMILIES, build, save
@@ -23,6 +26,10 @@ from tests.statistics.test_cka import all_pairs, debiased_cka, deconfounded_cka,
 
 LAYERS = [0, 2]
 SAMPLES = 700
+
+
+def compared(model: MoEModel, corpus: Corpus, layers: list[int], num_tokens: int = 1500, **options) -> Run:
+    return moescope.capture(model, corpus, analyses=[Similarity(**options)], num_tokens=num_tokens, layers=layers)
 
 
 @pytest.fixture(scope="module")
@@ -36,32 +43,35 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def run(model: MoEModel, corpus: Corpus) -> SimilarityRun:
-    return similarity(model, corpus, num_tokens=1500, num_samples=SAMPLES, layers=LAYERS)
+def run(model: MoEModel, corpus: Corpus) -> Run:
+    return compared(model, corpus, LAYERS, num_samples=SAMPLES)
 
 
 @pytest.fixture(scope="module")
-def exact(model: MoEModel, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> SimilarityRun:
+def exact(model: MoEModel, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
     scratch = tmp_path_factory.mktemp("scratch")
-    result = similarity(
-        model, corpus, num_tokens=1500, num_samples=SAMPLES, layers=LAYERS, estimator="exact", scratch=scratch
-    )
+    result = compared(model, corpus, LAYERS, num_samples=SAMPLES, estimator="exact", scratch=str(scratch))
+    assert result.tables
     assert not list(scratch.iterdir())
     return result
 
 
-def stored_outputs(run: SimilarityRun, model: MoEModel, layer: int) -> tuple[np.ndarray, np.ndarray]:
-    statistic = run.statistics["layer_inputs"]
+def inputs_of(run: Run) -> LayerInputs:
+    (statistic,) = run.statistics.values()
     assert isinstance(statistic, LayerInputs)
-    sample = statistic.sample(layer)
+    return statistic
+
+
+def stored_outputs(run: Run, model: MoEModel, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    sample = inputs_of(run).sample(layer)
     outputs = model.expert_outputs(layer, sample.inputs_NM)
     return outputs.double().numpy(), sample.inputs_NM.double().numpy()
 
 
-def test_exact_is_the_formulas_on_the_experts_own_outputs(exact: SimilarityRun, model: MoEModel) -> None:
+def test_exact_is_the_formulas_on_the_experts_own_outputs(exact: Run, model: MoEModel) -> None:
     for layer in LAYERS:
         outputs, inputs = stored_outputs(exact, model, layer)
-        at = exact.table.sel(layer=layer)
+        at = exact.tables["similarity"].sel(layer=layer)
         assert int(at.num_samples) == SAMPLES
         # half precision on disk: 2^-11 of each number
         np.testing.assert_allclose(at.cka, all_pairs(debiased_cka, outputs), atol=3e-4)
@@ -72,54 +82,92 @@ def test_exact_is_the_formulas_on_the_experts_own_outputs(exact: SimilarityRun, 
             np.testing.assert_allclose(at[name], np.einsum("int,jnt->ij", unit, unit) / SAMPLES, atol=3e-4)
 
 
-def test_minibatches_are_cut_in_the_order_of_the_sample(run: SimilarityRun, model: MoEModel) -> None:
+def test_minibatches_are_cut_in_the_order_of_the_sample(run: Run, model: MoEModel) -> None:
     outputs, _ = stored_outputs(run, model, 2)
     parts = [outputs[:, start:end] for start, end in ((0, 233), (233, 466), (466, 700))]
     mean = np.mean([all_pairs(unbiased_hsic, part) for part in parts], axis=0)
     expected = mean / np.sqrt(np.outer(mean.diagonal(), mean.diagonal()))
-    np.testing.assert_allclose(run.table.cka.sel(layer=2), expected, atol=1e-5)
+    np.testing.assert_allclose(run.tables["similarity"].cka.sel(layer=2), expected, atol=1e-5)
 
 
-def test_exact_and_minibatches_agree_within_their_intervals(run: SimilarityRun, exact: SimilarityRun) -> None:
+def test_exact_and_minibatches_agree_within_their_intervals(run: Run, exact: Run) -> None:
     i_P, j_P = np.triu_indices(8, 1)
     for name in ("cka", "deconfounded_cka", "cosine", "centred_cosine"):
-        ours, theirs = run.table, exact.table
+        ours, theirs = run.tables["similarity"], exact.tables["similarity"]
         low, high = (ours[f"{name}_{end}"].values[:, i_P, j_P] for end in ("low", "high"))
         other_low, other_high = (theirs[f"{name}_{end}"].values[:, i_P, j_P] for end in ("low", "high"))
         assert ((low <= other_high) & (other_low <= high)).all(), name
         assert (low < high).all(), name
 
 
-def test_shards_merged_are_the_whole(run: SimilarityRun, model: MoEModel, corpus: Corpus) -> None:
-    whole = run.statistics["layer_inputs"]
-    assert isinstance(whole, LayerInputs)
+def test_shards_merged_are_the_whole(run: Run, model: MoEModel, corpus: Corpus) -> None:
+    whole = inputs_of(run)
     shards = [whole.empty() for _ in range(3)]
     for number, batch in enumerate(Sampler(corpus, model.tokenizer, num_tokens=1500, max_positions=256)):
         feed(model, [batch], [shards[number % 3]], layers=LAYERS)
     merged = shards[2].merge(shards[0]).merge(shards[1])
     assert torch.equal(merged.state["hashes_LN"], whole.state["hashes_LN"])
-    table = all_tokens(merged, model)
+    (key,) = run.statistics
+    again = Context(**{**vars(run.context), "_known": {}})
+    table = run.analyses["similarity"].table({key: merged}, again)
     for name in ("cka", "cka_low", "cka_redrawn", "cosine"):
-        np.testing.assert_allclose(table[name], run.table[name], atol=1e-6)
+        np.testing.assert_allclose(table[name], run.tables["similarity"][name], atol=1e-6)
 
 
-def test_routed_mode_and_its_gaps(model: MoEModel, corpus: Corpus) -> None:
+def test_analyses_of_one_run_share_a_table(run: Run) -> None:
+    given, context = run.statistics, run.context
+    table = run.tables["similarity"]
+    same = Similarity(num_samples=SAMPLES, control=False).table(given, context)
+    assert "cka_redrawn" not in same
+    assert same.cka.values is context.once("similarity/cka/minibatch/700/own", dict)["cka"].values
+    assert "cka_redrawn" in table
+    assert set(Similarity().statistics(context)) != set(given)
+
+
+def test_routed_mode_and_its_gaps(model: MoEModel, corpus: Corpus, tmp_path: Path) -> None:
+    run = compared(model, corpus, [1], 30, mode="routed", method="cosine")
     with pytest.warns(MoescopeWarning, match=r"saw no token|share no token"):
-        run = similarity(model, corpus, mode="routed", num_tokens=30, layers=[1])
-    at = run.table.sel(layer=1)
-    assert run.main == "cosine" and any("gap" in note for note in run.notes)
+        table = run.tables["similarity"]
+    at = table.sel(layer=1)
     assert np.array_equal(np.isnan(at.cosine.values), at.num_shared.values == 0)
     assert int(at.num_selected.sum()) == 30 * 2
     for name, figure in run.figures():
         assert name == "similarity_layer_1"
-        figure.canvas.draw()
-    frames = run.frames()
+        figure.savefig(tmp_path / "routed.png", dpi=60)
+        assert "no number" in " ".join(text.get_text() for text in figure.texts)
+    frames = dict(run.frames())
     assert (frames["similarity_pairs"].num_shared > 0).all()
-    assert int(frames["similarity"].num_pairs[0]) == int((np.triu(at.num_shared.values, 1) > 0).sum())
+    known = int((np.triu(at.num_shared.values, 1) > 0).sum())
+    assert frames["similarity"][["num_pairs", "num_gaps"]].values.tolist() == [[known, 28 - known]]
 
 
-def test_tables_arrays_and_figures(run: SimilarityRun, tmp_path: Path) -> None:
-    frames = run.frames()
+def test_an_expert_that_puts_out_nothing_is_a_gap_that_is_said(corpus: Corpus, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    with torch.no_grad():
+        model.experts(1).down_proj[5] = 0.0
+    run = compared(model, corpus, [1], 300, control=False)
+    with pytest.warns(MoescopeWarning, match="layer 1: expert 5 put out the same for every token"):
+        cka = run.tables["similarity"].cka.sel(layer=1)
+    others = np.arange(8) != 5
+    assert np.isnan(cka.values[5]).all()
+    assert np.isfinite(cka.values[np.ix_(others, others)]).all()
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_one_layer_of_a_model_with_shared_experts(family: str, corpus: Corpus, tmp_path: Path) -> None:
+    save(build(family), tmp_path)
+    model = load_model(str(tmp_path), device="cpu", layers=[2])
+    assert model.num_shared_experts
+    run = compared(model, corpus, [2], 400)
+    at, inputs = run.tables["similarity"].sel(layer=2), inputs_of(run).sample(2).inputs_NM
+    parts = [model.expert_outputs(2, part).double().numpy() for part in inputs.split(200)]
+    mean = np.mean([all_pairs(unbiased_hsic, part) for part in parts], axis=0)
+    np.testing.assert_allclose(at.cka, mean / np.sqrt(np.outer(mean.diagonal(), mean.diagonal())), atol=1e-5)
+    assert at.sizes["expert"] == model.num_experts
+
+
+def test_tables_arrays_and_figures(run: Run, tmp_path: Path) -> None:
+    table, frames = run.tables["similarity"], dict(run.frames())
     summary = frames["similarity"]
     assert summary[["layer", "measure"]].values.tolist() == [
         [layer, name]
@@ -128,19 +176,27 @@ def test_tables_arrays_and_figures(run: SimilarityRun, tmp_path: Path) -> None:
     ]
     first = summary.iloc[0]
     above = np.triu_indices(8, 1)
-    assert first["median"] == pytest.approx(np.median(run.table.cka.values[0][above]))
-    assert first["median_redrawn"] == pytest.approx(np.median(run.table.cka_redrawn.values[0][above]))
+    assert first["median"] == pytest.approx(np.median(table.cka.values[0][above]))
+    assert first["median_redrawn"] == pytest.approx(np.median(table.cka_redrawn.values[0][above]))
     pairs = frames["similarity_pairs"]
-    assert pairs.cka[pairs.layer == 0].is_monotonic_decreasing and len(pairs) == 2 * 20
-    assert run.arrays()["similarity"]["cka"].shape == (2, 8, 8)
+    assert pairs.cka[pairs.layer == 0].is_monotonic_decreasing
+    assert len(pairs) == 2 * 20
+    assert dict(run.arrays())["similarity"]["cka"].shape == (2, 8, 8)
     names = []
     for name, figure in run.figures():
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
         names.append(name)
     assert names == [
-        "similarity_by_layer", "similarity_layer_0", "similarity_controls_layer_0", "similarity_layer_2",
-        "similarity_controls_layer_2",
+        "similarity_by_layer", "similarity_layer_0", "similarity_layer_0_controls", "similarity_layer_2",
+        "similarity_layer_2_controls",
     ]  # fmt: skip
+
+
+def test_many_layers_have_a_page_of_small_maps(model: MoEModel, corpus: Corpus) -> None:
+    run = compared(model, corpus, [0, 1, 2, 3], 300, method="cosine")
+    names = [name for name, _ in run.figures()]
+    assert names[:2] == ["similarity_by_layer", "similarity_all_layers"]
+    assert names[2::2] == ["similarity_layer_0", "similarity_layer_2", "similarity_layer_3"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -173,12 +229,22 @@ def test_the_order_of_a_dendrogram_puts_gaps_last() -> None:
     assert tree is not None and tree.shape == (3, 4)
 
 
-def test_bad_input(model: MoEModel, corpus: Corpus) -> None:
-    with pytest.raises(UsageError, match="cka of 3 tokens"):
-        similarity(model, corpus, num_tokens=3)
+@pytest.mark.parametrize(
+    ("num_tokens", "options", "said"),
+    [
+        (3, {}, "cka of 3 tokens"),
+        (1500, {"num_samples": 2}, "cka of 2 tokens"),
+        (1500, {"mode": "routed"}, "routed mode"),
+    ],
+)
+def test_bad_input(num_tokens: int, options: dict, said: str, model: MoEModel, corpus: Corpus) -> None:
+    with pytest.raises(UsageError, match=said):
+        compared(model, corpus, [0], num_tokens, **options)
+
+
+def test_a_corpus_that_gives_too_little_is_said(model: MoEModel, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.txt").write_text("ab")
+    run = compared(model, moescope.load_corpus(str(tmp_path)), [0], 100)
     with pytest.raises(UsageError, match="cka of 2 tokens"):
-        similarity(model, corpus, num_samples=2)
-    with pytest.raises(UsageError, match="routed mode"):
-        similarity(model, corpus, method="cka", mode="routed")
-    with pytest.raises(UsageError, match="MoE layers"):
-        similarity(model, corpus, layers=[9])
+        _ = run.tables

@@ -1,4 +1,4 @@
-"""Figures of similar experts: heat maps in the order of a dendrogram, beside their controls, and over layers."""
+"""Figures of similar experts: over layers, small heat maps of all, large ones with dendrogram beside their controls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from moescope.analyses.drawing import chosen_panels, quantiles_over_pairs, spread
+from moescope.analyses.drawing import matrix_panels, quantiles_over_pairs, spread
 from moescope.figures import caption, charts, style, styled
 
 if TYPE_CHECKING:
@@ -30,17 +30,25 @@ NAMES = {
 }
 
 
+MOST_LARGE = 3
+"""Layers that have large heat maps: all, or the first, the middle and the last; a page of small ones shows all."""
+
+
 def draw(table: xr.Dataset, context: Context, measures: Sequence[str], mode: str) -> Iterator[tuple[str, Figure]]:
     """All figures of a run; the first measure is the one asked for."""
-    if table.sizes["layer"] > 1:
+    num_layers, measure = table.sizes["layer"], measures[0]
+    if num_layers > 1:
         yield "similarity_by_layer", _by_layer(table, context, measures)
-    for position in chosen_panels(table.sizes["layer"]):
+    large = range(num_layers) if num_layers <= MOST_LARGE else (0, num_layers // 2, num_layers - 1)
+    if num_layers > MOST_LARGE:
+        yield "similarity_all_layers", _all_layers(table, context, measure)
+    for position in large:
         at = table.isel(layer=position)
         layer = int(at["layer"])
-        order, tree = clustered(at[measures[0]].values)
-        yield f"similarity_layer_{layer}", _clustered_map(at, context, measures[0], order, tree, mode)
+        order, tree = clustered(at[measure].values)
+        yield f"similarity_layer_{layer}", _clustered_map(at, context, measure, order, tree, mode)
         if mode == "all":
-            yield f"similarity_controls_layer_{layer}", _beside_controls(at, context, measures[0], order)
+            yield f"similarity_layer_{layer}_controls", _beside_controls(at, context, measure, order)
 
 
 def clustered(similarity_EE: NDArray[np.floating]) -> tuple[list[int], NDArray[np.floating] | None]:
@@ -94,14 +102,51 @@ def _off_diagonal(matrix_EE: NDArray[np.floating], order: Sequence[int]) -> NDAr
 
 
 def _limits(matrices: Sequence[NDArray[np.floating]]) -> tuple[float, float, float | None]:
-    """Ends of a colour scale that outliers do not stretch, and its centre: 0 where values lie on both sides of it."""
+    """Ends of a colour scale that outliers do not stretch; even around 0 where much lies on both sides of it.
+
+    A few slightly negative values get the palest colour: a scale of their own would paint them as dark as the highest.
+    """
     finite = np.concatenate([matrix[np.isfinite(matrix)] for matrix in matrices])
     if not finite.size:
         return 0.0, 1.0, None
     low, high = (float(value) for value in np.quantile(finite, (0.005, 0.995)))
-    if low < -0.05 * max(high, 1e-9):
-        return low, high, 0.0
+    if low < -0.25 * high:
+        reach = max(-low, high)
+        return -reach, reach, 0.0
     return min(0.0, low), high, None
+
+
+@styled
+def _all_layers(table: xr.Dataset, context: Context, measure: str) -> Figure:
+    """A small heat map per layer: above the diagonal as measured, below it the control, in one order."""
+    matrices, orders, titles = [], [], []
+    control = f"{measure}_redrawn" in table
+    for position, layer in enumerate(table["layer"].values.tolist()):
+        at = table.isel(layer=position)
+        order, _ = clustered(at[measure].values)
+        shown_EE = _off_diagonal(at[measure].values, order)
+        if control:
+            below = np.tril_indices(len(order), -1)
+            shown_EE[below] = _off_diagonal(at[f"{measure}_redrawn"].values, order)[below]
+        matrices.append(shown_EE)
+        orders.append(order)
+        titles.append(f"layer {layer}")
+    vmin, vmax, centre = _limits(matrices)
+    words = "above the diagonal as measured, below it the same experts with re-drawn weights; " if control else ""
+    return matrix_panels(
+        matrices,
+        titles,
+        context,
+        label=NAMES[measure],
+        labels=(orders, orders),
+        xlabel="experts, those alike side by side",
+        ylabel="experts, in the same order",
+        vmin=vmin,
+        vmax=vmax,
+        centre=centre,
+        note=f"{words}each layer has its own order; colours end at 0.5 and 99.5 % of pairs"
+        f"{'; grey: no number' if any(_grey(matrix_EE) for matrix_EE in matrices) else ''}",
+    )
 
 
 @styled
@@ -115,9 +160,9 @@ def _clustered_map(
 ) -> Figure:
     matrix_EE = _off_diagonal(at[measure].values, order)
     vmin, vmax, centre = _limits([matrix_EE])
-    fig, (left, ax) = style.figure("page", 6.1, 1, 2, width_ratios=[1, 6.2])
+    fig, (left, ax) = style.figure("page", 6.3, 1, 2, width_ratios=[1, 6.2])
     dendrogram(left, tree, len(order))
-    charts.label(left, x=f"1 - {NAMES[measure]}")
+    charts.label(left, x="distance")
     mesh = charts.heatmap(
         ax,
         matrix_EE,
@@ -132,8 +177,8 @@ def _clustered_map(
         colourbar=False,
     )
     charts.panel_colourbar(mesh, [ax], NAMES[measure])
-    caption(fig, context, f"{_sample(at, mode)}; average linkage; diagonal left out{_grey(matrix_EE)}; colours end at "
-            "0.5 and 99.5 % of pairs")  # fmt: skip
+    caption(fig, context, f"{_sample(at, mode)}; distance: 1 - {NAMES[measure]}, average linkage; diagonal left out"
+            f"{_grey(matrix_EE)}; colours end at 0.5 and 99.5 % of pairs")  # fmt: skip
     return fig
 
 
@@ -165,18 +210,21 @@ def _beside_controls(at: xr.Dataset, context: Context, measure: str, order: list
 
 @styled
 def _by_layer(table: xr.Dataset, context: Context, measures: Sequence[str]) -> Figure:
-    shown = [name for name in measures if name != "linear_cka"][:2]
+    shown = [name for name in measures if name not in ("linear_cka", "cosine" if "cka" in measures else "")]
     i_P, j_P = np.triu_indices(table.sizes["expert"], 1)
-    fig, axes = style.figure("page", 2.4, 1, len(shown), squeeze=False)
+    fig, axes = style.figure("page" if len(shown) > 1 else "column", 2.3, 1, len(shown), squeeze=False)
     for ax, measure in zip(axes[0], shown, strict=True):
         for suffix, name, colour in (
             ("", "pairs of experts", style.COLOURS[0]),
-            ("_redrawn", "re-drawn weights", style.NEUTRAL),
+            ("_redrawn", "the same experts with re-drawn weights", style.NEUTRAL),
         ):
             if measure + suffix in table:
                 quantiles = quantiles_over_pairs(table[measure + suffix].values[:, i_P, j_P])
                 spread(ax, table["layer"].values, *quantiles, name=name, colour=colour, dashed=bool(suffix))
         charts.label(ax, x="layer", y="similarity" if ax is axes[0][0] else None, title=NAMES[measure])
+    limits = [ax.get_ylim() for ax in axes[0]]
+    for ax in axes[0]:
+        ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     handles, names = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside upper center", ncols=len(names))
     caption(fig, context, "lines: median pair; bands: 5-95 % of pairs")
@@ -193,4 +241,4 @@ def _sample(at: xr.Dataset, mode: str) -> str:
 def _grey(matrix_EE: NDArray[np.floating]) -> str:
     missing = ~np.isfinite(matrix_EE)
     np.fill_diagonal(missing, False)
-    return ", grey: no token" if missing.any() else ""
+    return f"; grey: no number, {int(missing.sum()) // 2:,} pairs" if missing.any() else ""

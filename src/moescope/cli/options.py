@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, validators
+
+if TYPE_CHECKING:
+    from cyclopts import Token
 
 MODEL = Group.create_ordered("Model")
 TEXT = Group.create_ordered("Text")
@@ -17,6 +21,18 @@ AT_LEAST_ONE = validators.Number(gte=1)
 
 Count = Annotated[int | None, Parameter(validator=AT_LEAST_ONE, group=MODEL)]
 Name = Annotated[str | None, Parameter(group=TEXT)]
+
+
+def one_of(*words: str, group: Group) -> Parameter:
+    """An option that is one of some words, whichever of their letters are capital."""
+
+    def convert(_: Any, tokens: Sequence[Token]) -> str:
+        given = tokens[0].value
+        if given.lower() not in words:
+            raise ValueError(f"{given} is none of {', '.join(words)}")
+        return given.lower()
+
+    return Parameter(converter=convert, group=group)
 
 
 @Parameter(name="*")

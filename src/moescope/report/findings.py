@@ -6,14 +6,13 @@ documents and are shown as measured on the other, since a maximum over thousands
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moescope.report import words
+from moescope.report import expert_findings
+from moescope.report.finding import MOST_NAMED, Finding, count_of, interval_of, names_of, row
 from moescope.report.keynumbers import ALL, pooled
 from moescope.report.views import number, percent
 
@@ -22,31 +21,10 @@ if TYPE_CHECKING:
 
 SPECIALIST_LIFT = 2.0
 """A domain has a specialist if even the lower end of the lift of its best expert is at least this."""
-MOST_NAMED = 8
 READINGS = {"input": "the token read", "predicted": "the token predicted", "next": "the token that comes next"}
 RARE = 0.1
 ALIKE = 0.01
 """Normalized entropies that differ by less are not ranked."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found.
-
-    Attributes:
-        topic: The analysis it comes from.
-        title: What was found, in a few words.
-        text: The figures, with their uncertainty or their value by chance.
-    """
-
-    topic: str
-    title: str
-    text: str
-
-    @property
-    def label(self) -> str:
-        """The topic as a heading."""
-        return words.title(self.topic)
 
 
 def find(results: Results) -> list[Finding]:
@@ -70,15 +48,15 @@ def _most_specialised(results: Results) -> Finding | None:
         return None
     # The first of those whose interval is known, if any is: how many documents there are says nothing for or against.
     known = frame.index[frame["lift_ci_low"].notna()]
-    best = _row(frame, known[0] if len(known) else 0)
+    best = row(frame, known[0] if len(known) else 0)
     who = f"expert {best['expert']} of layer {best['layer']}"
     share, lift = percent(best["domain_specialization"]), number(best["lift"])
     measured = (
         f"On documents that had no say in choosing it, it is selected for {share} of the tokens of {best['domain']} "
-        f"({_interval(best['ci_low'], best['ci_high'], share=True)}), {lift} times its mean over all domains "
-        f"({_interval(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing would give it "
-        f"{percent(best['uniform_baseline'])}. Measured on {_count(best['num_tokens'], 'token')} of "
-        f"{_count(best['num_documents'], 'document')}."
+        f"({interval_of(best['ci_low'], best['ci_high'], share=True)}), {lift} times its mean over all domains "
+        f"({interval_of(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing would give it "
+        f"{percent(best['uniform_baseline'])}. Measured on {count_of(best['num_tokens'], 'token')} of "
+        f"{count_of(best['num_documents'], 'document')}."
     )
     if best["lift_ci_low"] <= 1 or best["lift"] <= 1:
         title = "No expert stands out for a domain"
@@ -101,11 +79,11 @@ def _domains_with_specialists(results: Results) -> Finding | None:
     )
     different = len(own.drop_duplicates(["layer", "expert"]))
     if different < len(own):
-        text += f" Some serve more than one domain: they are {_count(different, 'expert')}."
+        text += f" Some serve more than one domain: they are {count_of(different, 'expert')}."
     if len(own) and len(without):
-        text += f" None such for {_names(without['domain'].tolist())}."
+        text += f" None such for {names_of(without['domain'].tolist())}."
     if len(frame) > len(known):
-        text += f" {_count(len(frame) - len(known), 'domain')} had too few documents to tell."
+        text += f" {count_of(len(frame) - len(known), 'domain')} had too few documents to tell."
     verb = "has" if len(own) == 1 else "have"
     return Finding("usage", f"{len(own)} of {len(known)} domains {verb} a specialist", text)
 
@@ -115,7 +93,7 @@ def _information(results: Results) -> Finding | None:
     excess = "mutual_information_share_excess"
     if frame is None or not frame[excess].notna().any():
         return None
-    best, least = _row(frame, frame[excess].idxmax()), _row(frame, frame[excess].idxmin())
+    best, least = row(frame, frame[excess].idxmax()), row(frame, frame[excess].idxmin())
     bits, mean, low, high = (
         number(best[f"mutual_information{ending}"]) for ending in ("", "_null_mean", "_null_low", "_null_high")
     )
@@ -142,18 +120,18 @@ def _load(results: Results) -> Finding | None:
     fair = results.manifest.num_experts_per_token / results.manifest.num_experts
     frequency = frame["selection_frequency"]
     dead, rare = frame[frame["num_selected"] == 0], frame[(frame["num_selected"] > 0) & (frequency < RARE * fair)]
-    busiest = _row(frame, frequency.idxmax())
+    busiest = row(frame, frequency.idxmax())
     text = (
         f"The busiest, expert {busiest['expert']} of layer {busiest['layer']}, takes "
         f"{percent(busiest['selection_frequency'])} of all tokens "
-        f"({_interval(busiest['ci_low'], busiest['ci_high'], share=True)}), "
+        f"({interval_of(busiest['ci_low'], busiest['ci_high'], share=True)}), "
         f"{number(busiest['selection_frequency'] / fair)} times its fair share of {percent(fair)}. "
-        f"{_count(len(rare), 'expert') if len(rare) else 'No expert'} in use {'get' if len(rare) > 1 else 'gets'} less "
-        "than a tenth of a fair share."
+        f"{count_of(len(rare), 'expert') if len(rare) else 'No expert'} in use {'get' if len(rare) > 1 else 'gets'} "
+        "less than a tenth of a fair share."
     )
     if dead.empty:
         return Finding("usage", f"None of {len(frame):,} experts is dead", text)
-    named = [f"layer {layer}: {_names(group['expert'].tolist())}" for layer, group in dead.groupby("layer")]
+    named = [f"layer {layer}: {names_of(group['expert'].tolist())}" for layer, group in dead.groupby("layer")]
     shown = "; ".join(named[:MOST_NAMED]) + ("; ..." if len(named) > MOST_NAMED else "")
     return Finding("usage", f"{len(dead):,} of {len(frame):,} experts were never selected", f"{shown}. {text}")
 
@@ -163,11 +141,11 @@ def _least_sure(results: Results) -> Finding | None:
     if frame is None or every is None or every.empty:
         return None
     column = "normalized_entropy_mean"
-    most, least = _row(every, every[column].idxmax()), _row(every, every[column].idxmin())
+    most, least = row(every, every[column].idxmax()), row(every, every[column].idxmin())
     text = (
         f"Its entropy there is {percent(most[column])} of the most there could be "
-        f"({number(most['entropy_mean'])} nats, mean over {_count(most['num_tokens'], 'token')}), and its first choice "
-        f"gets {percent(most['top1_probability_mean'])} of the probability."
+        f"({number(most['entropy_mean'])} nats, mean over {count_of(most['num_tokens'], 'token')}), and its first "
+        f"choice gets {percent(most['top1_probability_mean'])} of the probability."
     )
     alike = most[column] - least[column] < ALIKE
     if len(every) > 1 and not alike:
@@ -197,12 +175,12 @@ def _vocabulary(results: Results) -> Finding | None:
     if frame.empty:
         return None
     excess = frame[name] - frame[chance]
-    best = _row(frame, excess.idxmax())
+    best = row(frame, excess.idxmax())
     means = excess.groupby(frame["reading"]).mean()
     text = (
         f"At layer {best['layer']} a token type's own expert gets {percent(best[name])} of its occurrences, where "
         f"independent routing at the same counts would give {percent(best[chance])} (mean over "
-        f"{_count(best['num_types'], 'token type')} seen at least {best['min_count']} times, by "
+        f"{count_of(best['num_types'], 'token type')} seen at least {best['min_count']} times, by "
         f"{READINGS[best['reading']]})."
     )
     if len(means) > 1:
@@ -220,10 +198,10 @@ def _coactivation(results: Results) -> Finding | None:
     pairs, layers = results.table("coactivation_pairs"), results.table("coactivation")
     if pairs is None or layers is None or pairs.empty:
         return None
-    best = _row(pairs, pairs["lift"].idxmax())
+    best = row(pairs, pairs["lift"].idxmax())
     times = number(best["num_together"] / best["num_together_independent"])
     text = (
-        f"{_count(best['num_together'], 'token')} of {best['num_tokens']:,} select both, {times} times the "
+        f"{count_of(best['num_together'], 'token')} of {best['num_tokens']:,} select both, {times} times the "
         f"{number(best['num_together_independent'])} that independent routing would bring together. Of the tokens of "
         f"expert {best['expert']}, {percent(best['coactivation'])} select expert {best['other_expert']} too. The "
         f"highest lift of {int(layers['num_pairs'].sum()):,} pairs, so a description of this sample, not an estimate."
@@ -239,7 +217,7 @@ def _paths(results: Results) -> Finding | None:
     excess = (frame["top1_nmi"] - frame["top1_nmi_independent"]).dropna()
     if excess.empty:
         return None
-    best, least = _row(frame, excess.idxmax()), _row(frame, excess.idxmin())
+    best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     text = (
         f"Normalized mutual information of the first-ranked experts: {number(best['top1_nmi'])}, where shuffled tokens "
         f"give {number(best['top1_nmi_independent'])}."
@@ -290,26 +268,5 @@ _FINDINGS: list[Callable[[Results], Finding | None]] = [
     _coactivation,
     _paths,
     _saturation,
+    *expert_findings.FINDINGS,
 ]
-
-
-def _row(frame: pd.DataFrame, index: Any) -> dict[str, Any]:
-    """One row as plain Python values, each of its own column's kind: a row as a Series would make integers floats."""
-    values = {str(name): frame[name].loc[index] for name in frame.columns}
-    return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
-
-
-def _interval(low: float, high: float, share: bool = False) -> str:
-    if math.isnan(low) or math.isnan(high):
-        return "too few documents for an interval"
-    show = percent if share else number
-    return f"95 % interval {show(low).removesuffix(' %')} to {show(high)}"
-
-
-def _count(count: float, noun: str) -> str:
-    return f"{int(count):,} {noun}{'' if count == 1 else 's'}"
-
-
-def _names(names: list[Any]) -> str:
-    shown = ", ".join(str(name) for name in names[:MOST_NAMED])
-    return f"{shown} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else shown

@@ -79,8 +79,8 @@ class KeyNumbers:
 class _Source:
     """Where a series comes from: a table's column, and which of its rows.
 
-    `chance` is the column of its value under independent routing. `lead`: shown in every run; the others only where
-    there is no leading one.
+    `chance` is the column of its value for no reason, `by_chance` what that reason is. `lead`: shown in every run; the
+    others only where there is no leading one.
     """
 
     table: str
@@ -92,6 +92,7 @@ class _Source:
     chance: str | None = None
     where: tuple[tuple[str, str | int], ...] = ()
     lead: bool = True
+    by_chance: str = "if routing were independent of it"
 
 
 _SOURCES = [
@@ -176,6 +177,19 @@ _SOURCES = [
         chance="top1_nmi_independent",
         lead=False,
     ),
+    *(
+        _Source(
+            "similarity",
+            "median",
+            name,
+            f"{name} of two experts' outputs, median pair",
+            chance="median_redrawn",
+            where=(("measure", measure),),
+            lead=False,
+            by_chance="with re-drawn weights",
+        )
+        for measure, name in (("cka", "debiased CKA"), ("deconfounded_cka", "deconfounded CKA"), ("cosine", "cosine"))
+    ),
 ]
 
 
@@ -198,9 +212,9 @@ def _series(results: Results, source: _Source, layers: list[int]) -> Series | No
     if frame.empty:
         return None
     series = Series(source.label, source.meaning, [], source.share, source.total)
-    if source.chance:
+    if source.chance and source.chance in frame.columns:
         chance = series.show(float(frame[source.chance].mean()))
-        series = replace(series, meaning=f"{series.meaning}; {chance} if routing were independent of it")
+        series = replace(series, meaning=f"{series.meaning}; {chance} {source.by_chance}")
     values = [float(value) for value in frame.set_index("layer")[source.column].reindex(layers)]
     return replace(series, values=values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import cache
 from importlib import resources
@@ -29,5 +30,14 @@ def definitions(analysis: str) -> dict[str, str]:
 
 
 def caption(figure: str) -> str:
-    """What a figure shows: for those who read it and for those who cannot see it. Else its file name in words."""
-    return str(_words()["captions"].get(figure, figure.replace("_", " ").capitalize() + "."))
+    """What a figure shows: for those who read it and for those who cannot see it. Else its file name in words.
+
+    One caption serves the figures of all layers: `similarity_layer_N` is that of `similarity_layer_7`, its N a 7.
+    """
+    captions = _words()["captions"]
+    if figure in captions:
+        return str(captions[figure])
+    number = re.search(r"(?<=_)\d+(?=_|$)", figure)
+    if number and (general := figure[: number.start()] + "N" + figure[number.end() :]) in captions:
+        return re.sub(r"\bN\b", number.group(), str(captions[general]))
+    return figure.replace("_", " ").capitalize() + "."

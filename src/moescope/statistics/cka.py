@@ -101,26 +101,26 @@ def hsic(outputs_VNM: Tensor, groups_N: Tensor | None = None, num_groups: int = 
         raise ValueError(f"unbiased HSIC of {num_tokens} tokens; it takes {MIN_TOKENS}")
     dtype = torch.float64 if outputs_VNM.dtype == torch.float64 else torch.float32
     gram_VNN = torch.empty((num_variables, num_tokens, num_tokens), dtype=dtype, device=outputs_VNM.device)
+    sums = PairSums(num_variables, num_tokens, groups_N, num_groups, outputs_VNM.device)
     for start in range(0, num_variables, _EXPERTS_AT_A_TIME):
         chunk = slice(start, start + _EXPERTS_AT_A_TIME)
-        part_vNM = outputs_VNM[chunk].to(dtype)
-        part_vNM = part_vNM - part_vNM.mean(dim=1, keepdim=True)
+        part_vNM = outputs_VNM[chunk] - outputs_VNM[chunk].mean(dim=1, keepdim=True, dtype=dtype)
         torch.bmm(part_vNM, part_vNM.mT, out=gram_VNN[chunk])
-    diagonal_VN = gram_VNN.diagonal(dim1=1, dim2=2).to(torch.float64, copy=True)
+        if sums.bounds:
+            towards_vGM = torch.stack([part_vNM[:, first:last].sum(dim=1) for first, last in sums.bounds], dim=1)
+            sums.towards_GVN[:, chunk] = (part_vNM @ towards_vGM.mT).permute(2, 0, 1).double()
+    sums.diagonal_VN.copy_(gram_VNN.diagonal(dim1=1, dim2=2))
     gram_VNN.diagonal(dim1=1, dim2=2).zero_()
-    sums = PairSums(diagonal_VN, groups_N, num_groups)
-    if groups_N is None:
+    if not sums.bounds:
         flat = gram_VNN.flatten(1)
         sums.all_VV += (flat @ flat.T).double()
-    else:
-        for group, (start, end) in enumerate(sums.bounds):
-            if end > start:
-                rows = gram_VNN[:, start:end].flatten(1)  # a view: rows of a variable lie side by side
-                inside = gram_VNN[:, start:end, start:end].flatten(1)
-                sums.rows_GVV[group] += (rows @ rows.T).double()
-                sums.inside_GVV[group] += (inside @ inside.T).double()
-                sums.towards_GVN[group] += gram_VNN[:, :, start:end].sum(dim=2).double()
-        sums.all_VV += sums.rows_GVV.sum(0)
+    for group, (first, last) in enumerate(sums.bounds):
+        if last > first:
+            rows = gram_VNN[:, first:last].flatten(1)  # rows of a variable lie side by side
+            inside = gram_VNN[:, first:last, first:last].flatten(1)
+            sums.rows_GVV[group] += (rows @ rows.T).double()
+            sums.inside_GVV[group] += (inside @ inside.T).double()
+    sums.all_VV += sums.rows_GVV.sum(0)
     return sums.finish()
 
 
@@ -128,19 +128,25 @@ class PairSums:
     """What HSIC of all pairs needs of the Gram matrices, whoever computes them, whole or tile by tile.
 
     Attributes:
+        diagonal_VN: Diagonals of `K_i`.
         all_VV: `P`, sums over all pairs of different tokens of `K_i K_j`.
         rows_GVV: The same over pairs whose first token is of the group.
         inside_GVV: Over pairs with both tokens of the group.
-        towards_GVN: Each token's sum of `K_i` over the group's tokens (itself left out).
+        towards_GVN: Each token's sum of `K_i` over the group's tokens, for tokens that are not of the group.
         bounds: First and last (exclusive) token of each group.
     """
 
-    def __init__(self, diagonal_VN: Tensor, groups_N: Tensor | None, num_groups: int) -> None:
-        num_variables, num_tokens = diagonal_VN.shape
-        self.diagonal_VN = diagonal_VN
+    def __init__(
+        self,
+        num_variables: int,
+        num_tokens: int,
+        groups_N: Tensor | None,
+        num_groups: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.num_tokens = num_tokens
         if groups_N is None:
-            groups_N, num_groups = diagonal_VN.new_zeros(num_tokens, dtype=torch.int64), 0
+            groups_N, num_groups = torch.zeros(num_tokens, dtype=torch.int64, device=device), 0
         elif bool((groups_N[1:] < groups_N[:-1]).any()):
             raise ValueError("tokens are not in ascending order of group")
         counts = torch.bincount(groups_N, minlength=num_groups)[:num_groups]
@@ -148,7 +154,8 @@ class PairSums:
         self.bounds = list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
         self.num_tokens_G = counts
         pairs = (num_groups, num_variables, num_variables)
-        zeros = {"dtype": torch.float64, "device": diagonal_VN.device}
+        zeros = {"dtype": torch.float64, "device": device}
+        self.diagonal_VN = torch.zeros((num_variables, num_tokens), **zeros)  # type: ignore[call-overload]
         self.all_VV = torch.zeros(pairs[1:], **zeros)  # type: ignore[call-overload]
         self.rows_GVV = torch.zeros(pairs, **zeros)  # type: ignore[call-overload]
         self.inside_GVV = torch.zeros(pairs, **zeros)  # type: ignore[call-overload]

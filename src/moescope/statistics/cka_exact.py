@@ -124,11 +124,8 @@ def exact_hsic(
         raise ValueError(f"unbiased HSIC of {num_tokens} tokens; it takes {MIN_TOKENS}")
     device = torch.device(device) if device is not None else outputs_VNM.device
     dtype = torch.float64 if outputs_VNM.dtype == torch.float64 else torch.float32
-    sums = PairSums(
-        torch.zeros((num_variables, num_tokens), dtype=torch.float64, device=device),
-        None if groups_N is None else groups_N.to(device),
-        num_groups,
-    )
+    groups_N = None if groups_N is None else groups_N.to(device)
+    sums = PairSums(num_variables, num_tokens, groups_N, num_groups, device)
     blocks = list(_blocks(sums.bounds or [(0, num_tokens)], tile))
     mean_V1M, towards_VMG = _centres(outputs_VNM, blocks, num_groups, dtype, device)
     buffers = [

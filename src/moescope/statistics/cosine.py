@@ -40,17 +40,22 @@ class CosineSums:
             at_a_time: Tokens normalised at a time.
         """
         dtype = torch.float64 if outputs_VnM.dtype == torch.float64 else torch.float32
-        for group, (first, last) in enumerate(bounds or [(0, outputs_VnM.shape[1])]):
-            for start in range(first, last, at_a_time):
-                part_VnM = outputs_VnM[:, start : min(last, start + at_a_time)].to(self.sum_GVV.device, dtype)
-                if mean_V1M is not None:
-                    part_VnM = part_VnM - mean_V1M.to(part_VnM)
-                norms_Vn = torch.linalg.vector_norm(part_VnM, dim=-1)
-                known_Vn = norms_Vn > 0
-                flat = (part_VnM / torch.where(known_Vn, norms_Vn, 1.0).unsqueeze(-1)).flatten(1)
-                self.sum_GVV[group] += (flat @ flat.T).double()
-                known_Vn = known_Vn.double()
-                self.count_GVV[group] += known_Vn @ known_Vn.T
+        bounds = bounds or [(0, outputs_VnM.shape[1])]
+        for start in range(0, outputs_VnM.shape[1], at_a_time):
+            end = min(outputs_VnM.shape[1], start + at_a_time)
+            part_VnM = outputs_VnM[:, start:end].to(self.sum_GVV.device, dtype)
+            if mean_V1M is not None:
+                part_VnM = part_VnM - mean_V1M.to(part_VnM)
+            norms_Vn = torch.linalg.vector_norm(part_VnM, dim=-1)
+            known_Vn = norms_Vn > 0
+            unit_VnM = part_VnM / torch.where(known_Vn, norms_Vn, 1.0).unsqueeze(-1)
+            known_Vn = known_Vn.double()
+            for group, (first, last) in enumerate(bounds):
+                own = slice(max(first, start) - start, min(last, end) - start)
+                if own.stop > max(own.start, 0):
+                    flat = unit_VnM[:, own].flatten(1)
+                    self.sum_GVV[group] += (flat @ flat.T).double()
+                    self.count_GVV[group] += known_Vn[:, own] @ known_Vn[:, own].T
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Means of all pairs, (V, V), and without each group, (G, V, V); NaN where no token counts."""
