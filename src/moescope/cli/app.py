@@ -13,6 +13,7 @@ from moescope.cli.info import info
 from moescope.cli.options import CaptureOptions
 from moescope.cli.report import report
 from moescope.cli.saturation import saturation
+from moescope.cli.similarity import similarity
 from moescope.report import words
 
 LOOK = Group.create_ordered("Look at a model")
@@ -26,7 +27,7 @@ TRAINING_RUN = Group.create_ordered("Compare a model with its past")
 OTHER = Group.create_ordered("Also")
 
 # Analyses whose command has options of its own; the others have theirs without more ado.
-OWN_COMMANDS: dict[str, Callable[..., None]] = {}
+OWN_COMMANDS: dict[str, Callable[..., None]] = {"similarity": similarity}
 
 HELP = """Look into a Mixture-of-Experts language model: how its router decides, what each expert does, whether experts
 specialize.

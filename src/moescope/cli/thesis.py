@@ -4,7 +4,8 @@ As the thesis ran them:
 
 `router_decisive.py --num_tokens 100000 --layers 1 7 15`,
 `router_stats.py --num_tokens 100000 --layers 1`,
-`router_metrics.py --num_tokens 10000 --layers 1 7 15 --num_experts 64 --topk 8 --num_domains 22`.
+`router_metrics.py --num_tokens 10000 --layers 1 7 15 --num_experts 64 --topk 8 --num_domains 22`,
+`sim.py --num_tokens 10000 --layers 1 --method CKA`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from moescope.cli.app import new_app
 from moescope.cli.capture import run_analyses
 from moescope.cli.failures import launch
 from moescope.cli.options import CaptureOptions, Count
+from moescope.cli.similarity import similarity
 from moescope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +79,13 @@ def router_metrics() -> int:
             check=lambda model: check_topology(model, num_experts=num_experts, topk=topk),
         )
 
+    return launch(app)
+
+
+def sim() -> int:
+    """Entry point of `sim.py`: how alike experts' outputs are."""
+    app = new_app("sim.py", "How alike experts' outputs are. The same as `moescope similarity`.")
+    app.default(similarity)
     return launch(app)
 
 
