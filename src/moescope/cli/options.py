@@ -37,8 +37,8 @@ def one_of(*words: str, group: Group) -> Parameter:
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class ModelOptions:
-    """Which model, and how much of it."""
+class ModelChoice:
+    """Which model."""
 
     model: Annotated[str, Parameter(group=MODEL)] = "nano"
     """Model to look into: nano (ships with moescope, needs no network), a folder with a checkpoint, or a Hugging Face
@@ -52,6 +52,12 @@ class ModelOptions:
 
     device: Annotated[str | None, Parameter(group=MODEL)] = None
     """Where to compute: cpu, cuda:1, mps, ... Default: auto, spread over the GPUs there are, the CPU if none."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class ModelOptions(ModelChoice):
+    """Which model, and how much of it."""
 
     layers: Annotated[
         list[int] | None, Parameter(name=["--layers", "-l"], consume_multiple=(1, None), negative="", group=MODEL)
@@ -103,17 +109,23 @@ class TextOptions:
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class RunOptions:
-    """How to run, and where to leave what came out."""
-
-    batch_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=RUN)] = 8192
-    """Tokens in one forward pass, padding included. Fewer take less memory; what is measured stays the same."""
+class OutputOptions:
+    """Where to leave what came out."""
 
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None
     """Folder for the results; must not exist yet. Default: results/COMMAND, or results/COMMAND-2, -3, ... if taken."""
 
     force: Annotated[bool, Parameter(negative="", show_default=False, group=OUTPUT)] = False
     """Replace the results folder named with --out."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class RunOptions(OutputOptions):
+    """How to run, and where to leave what came out."""
+
+    batch_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=RUN)] = 8192
+    """Tokens in one forward pass, padding included. Fewer take less memory; what is measured stays the same."""
 
 
 @Parameter(name="*")

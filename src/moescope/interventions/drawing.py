@@ -25,7 +25,7 @@ MOST_BARS = 12
 MOST_PANELS = 8
 MOST_WORDS = 24
 CONTROL = "matched experts"
-OTHERS = "the token's other choices"
+OTHERS = "other choices"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ def _about_controls(study: Study) -> str:
     if acting < len(study.draws):
         words += f" (it does something to {acting}: the others were not chosen)"
     if study.effects[0].chosen:
-        words += f"; {OTHERS}: the same done to each of {len(study.effects[0].chosen)}, median and range"
+        words += f"; {OTHERS}: the same done to the {len(study.effects[0].chosen)} others it chose, median and range"
     return words
 
 
 def _target(study: Study) -> str:
-    return f"token {study.target} ({study.prompt.tokens[study.target]})"
+    return f"token {study.target} ({study.target_token})"
 
 
 @styled
@@ -92,13 +92,11 @@ def _sweep(study: Study) -> Figure:
                 for place in order
             ]
             right.plot(values, medians, color=colour, linestyle=DASHES, linewidth=0.8, zorder=1)
-    if study.draws:
-        right.plot([], [], color=style.NEUTRAL, linestyle=DASHES, label=f"{CONTROL}, median")
     charts.label(right, x=xlabel, y="probability", title="Most probable next tokens")
     marks = list(study.base_weights.values()) if is_set else [1.0]
     for ax in (left, right):
         for number, mark in enumerate(marks):
-            words = "weight without a change" if is_set else "no change"
+            words = "base weight" if is_set else "no change"
             if is_set and len(marks) == 1 and mark == 0:
                 words += " (not chosen)"
             named = words if ax is left and number == 0 else None
@@ -106,7 +104,8 @@ def _sweep(study: Study) -> Figure:
         ax.grid(axis="y")
         ax.set_ylim(bottom=0)
         charts.legend_above(ax)
-    _print(fig, study, _about_controls(study))
+    dashed = f"; dashed on the right: median of {CONTROL}" if study.draws else ""
+    _print(fig, study, _about_controls(study) + dashed)
     return fig
 
 
@@ -190,6 +189,9 @@ def _next_tokens(study: Study) -> Figure:
             linewidth=5,
         )
         right.plot(rows["control_change_median"], places, "|", color=style.NEUTRAL, markersize=6, label=CONTROL)
+    if study.effects[0].chosen:
+        spans = rows["other_choices_change_low"], rows["other_choices_change_high"]
+        right.hlines(places, *spans, color=style.COLOURS[1], linewidth=0.8, label=OTHERS)
     charts.label(right, x="change of log-probability (nats)", title="Change")
     for ax in (left, right):
         ax.tick_params(axis="y", length=0)

@@ -111,9 +111,10 @@ def compare(
     targets = _targets(model, variants)
     layers = sorted({layer for layer, _ in targets})
     read = read_prompt(model, prompt, layers, generate)
+    given = read.position(target) if target is not None else None
     for _, changes in variants:
         check_against(read, changes, generate)
-    start = read.position(target) if target is not None else _first(read, variants)
+    start = _first(read, variants) if given is None else given
     if top < 1:
         raise UsageError(f"the {top} most probable tokens", expected="at least 1")
 

@@ -159,6 +159,11 @@ class Study:
         """The target and every later position of the prompt."""
         return range(self.target, len(self.prompt))
 
+    @property
+    def target_token(self) -> str:
+        """The target's text."""
+        return self.prompt.tokens[self.target]
+
     @cached_property
     def texts(self) -> dict[int, str]:
         """Text of every next token looked at, by id."""
@@ -220,7 +225,8 @@ class Study:
         """Next tokens before and after, at the target and every later position, beside the matched controls' change.
 
         One row for each token that is among the `top` most probable before or after. Log-probabilities are natural;
-        ranks count from 0. Controls: median, 5 % and 95 % quantiles of their change of log-probability.
+        ranks count from 0. Controls: median, 5 % and 95 % quantiles of their change of log-probability; of the token's
+        other choices the median, least and largest.
         """
         rows = []
         for effect in self.effects:
@@ -229,10 +235,13 @@ class Study:
                 ranks_before, ranks_after = self.base.ranks[place], effect.changed.ranks[place]
                 controls = [control.log_probabilities[place] - before for control in effect.matched]
                 changes_Rn = _stacked(controls, len(before))
+                others = [other.log_probabilities[place] - before for other in effect.chosen]
+                others_Rn = _stacked(others, len(before))
                 for slot, token_id in enumerate(self.token_ids[place]):
                     if min(ranks_before[slot], ranks_after[slot]) >= self.top:
                         continue
                     low, middle, high = _quantiles(changes_Rn[:, slot], 0.05, 0.95)
+                    least, usual, most = _quantiles(others_Rn[:, slot], 0.0, 1.0)
                     rows.append(
                         {
                             "change": effect.words,
@@ -252,6 +261,10 @@ class Study:
                             "control_change_low": low,
                             "control_change_high": high,
                             "num_controls": len(self.draws),
+                            "other_choices_change_median": usual,
+                            "other_choices_change_low": least,
+                            "other_choices_change_high": most,
+                            "num_other_choices": len(effect.chosen),
                         }
                     )
         return pd.DataFrame(rows)

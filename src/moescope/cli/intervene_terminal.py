@@ -1,0 +1,139 @@
+"""What `moescope intervene` prints: tokens with the experts they chose, effects beside controls, continuations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moescope.cli.terminal import say, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moescope.interventions import Study
+
+MOST_TOKENS = 10
+
+
+def tell(study: Study) -> None:
+    """Prints a study."""
+    for table in (_prompt(study), _effects(study), _next_tokens(study), _later(study)):
+        if table is not None:
+            show(table)
+            say("")
+    if study.continuations:
+        show(_continuations(study))
+        say("")
+
+
+def _table(title: str) -> Table:
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+
+
+def _prompt(study: Study) -> Table:
+    prompt = study.prompt
+    table = _table("Tokens, and the experts each chose (with their weights)")
+    table.add_column("", justify="right")
+    table.add_column("token")
+    for layer in prompt.weights:
+        table.add_column(f"layer {layer}")
+    for index, token in enumerate(prompt.tokens):
+        cells = []
+        for layer, weights_SK in prompt.weights.items():
+            experts = zip(prompt.chosen(layer, index), weights_SK[index].tolist(), strict=True)
+            cells.append(", ".join(f"{expert} ({weight:.3f})" for expert, weight in experts))
+        table.add_row(f"→ {index}" if index == study.target else str(index), token, *cells)
+    return table
+
+
+def _effects(study: Study) -> Table:
+    who = []
+    for (layer, expert), weight in study.base_weights.items():
+        chosen = study.prompt.weight(layer, expert, study.target) is not None
+        usage = (
+            f", chosen by {100 * study.usage.frequency(layer, expert):.1f} % of tokens of text" if study.usage else ""
+        )
+        who.append(
+            f"expert {expert} of layer {layer} ({f'weight {weight:.3f}' if chosen else 'not chosen here'}{usage})"
+        )
+    table = _table(f"KL(base ‖ changed) in nats at token {study.target} ({study.target_token}), of {'; '.join(who)}")
+    table.add_column("change")
+    for heading in ("KL", "control", "5-95 %", "control as large", "did something"):
+        table.add_column(heading, justify="right")
+    has_others = any(effect.chosen for effect in study.effects)
+    if has_others:
+        table.add_column("token's other choices", justify="right")
+        table.add_column("range", justify="right")
+    rows = study.kl[study.kl["position"] == study.target].to_dict("records")
+    for row in rows:
+        cells = [
+            str(row["change"]),
+            _number(row["kl"]),
+            _number(row["control_kl_median"]),
+            f"{_number(row['control_kl_low'])} to {_number(row['control_kl_high'])}",
+            f"{100 * row['control_share_as_large']:.0f} %",
+            f"{row['num_controls_acting']} of {row['num_controls']}",
+        ]
+        if has_others:
+            cells.append(_number(row["other_choices_kl_median"]))
+            cells.append(f"{_number(row['other_choices_kl_low'])} to {_number(row['other_choices_kl_high'])}")
+        table.add_row(*cells)
+    return table
+
+
+def _next_tokens(study: Study) -> Table:
+    """Next tokens at the target, of the effect with the largest KL."""
+    effect = max(study.effects, key=lambda each: float(each.changed.kl_P[0]))
+    frame = study.next_tokens
+    frame = frame[(frame["position"] == study.target) & (frame["change"] == effect.words)]
+    table = _table(f"Next token at {study.target} ({study.target_token}): log-probability (rank), {effect.words}")
+    table.add_column("next token")
+    for heading in ("before", "after", "change", "control", "5-95 %"):
+        table.add_column(heading, justify="right")
+    for row in frame.head(MOST_TOKENS).to_dict("records"):
+        table.add_row(
+            str(row["next_token"]),
+            f"{row['log_probability_before']:.3f} ({row['rank_before']})",
+            f"{row['log_probability_after']:.3f} ({row['rank_after']})",
+            f"{row['log_probability_change']:+.3f}",
+            f"{row['control_change_median']:+.3f}",
+            f"{row['control_change_low']:+.3f} to {row['control_change_high']:+.3f}",
+        )
+    return table
+
+
+def _later(study: Study) -> Table | None:
+    """KL at every later position, a column for each effect, with the control's median."""
+    if len(study.positions) == 1:
+        return None
+    table = _table("KL at later tokens (and the control's median)")
+    table.add_column("", justify="right")
+    table.add_column("token")
+    for effect in study.effects:
+        table.add_column(effect.words, justify="right")
+    for position in list(study.positions)[1:]:
+        rows = study.kl[study.kl["position"] == position].to_dict("records")
+        cells = [f"{_number(row['kl'])} ({_number(row['control_kl_median'])})" for row in rows]
+        table.add_row(str(position), study.prompt.tokens[position], *cells)
+    return table
+
+
+def _continuations(study: Study) -> Table:
+    table = _table("Continuations")
+    table.add_column("")
+    table.add_column("as base", justify="right")
+    table.add_column("text", overflow="fold")
+    words = {effect.value: effect.words for effect in study.effects}
+    for each in study.continuations:
+        name = "base" if each.run == "base" else words[each.value] + (", control" if each.run == "control" else "")
+        table.add_row(name, f"{each.num_as_base}/{each.num_tokens}", _on_one_line(each.text))
+    return table
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else "↵" if character == "\n" else "·" for character in text)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
