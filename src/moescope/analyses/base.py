@@ -72,12 +72,14 @@ class Analysis(ABC):
         summary: One line for `--help`.
         about: What the question is about: the "router", the "experts", or "causes".
         min_domains: Fewest domains it makes sense for.
+        needs_whole_depth: Its command loads the whole model, whatever layers are looked at.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     about: ClassVar[str] = "router"
     min_domains: ClassVar[int] = 1
+    needs_whole_depth: ClassVar[bool] = False
 
     @property
     def options(self) -> dict[str, Any]:

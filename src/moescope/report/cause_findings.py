@@ -1,0 +1,118 @@
+"""What a run found about causes; `findings.py` says what every finding owes its reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from moescope.report.finding import Finding, count_of, interval_of, names_of, row
+from moescope.report.views import number, percent
+
+if TYPE_CHECKING:
+    from moescope.report.folder import Results
+
+STRONG = 0.7
+"""Rank correlations from here on foretell; those whose interval holds 0 do not."""
+ROUTING = ("selection frequency", "weight", "highest lift", "saliency", "total saliency")
+
+
+def _needed(results: Results) -> Finding | None:
+    frame = results.table("atlas_top")
+    if frame is None or frame.empty:
+        return None
+    frame = frame[(frame["place"] == 0) & frame["delta_loss"].notna()]
+    if frame.empty:
+        return None
+    # The surest is named, not the largest: whose interval is unknown comes last.
+    order = frame.assign(sure=frame["ci_low"].fillna(-1e9)).sort_values(["sure", "delta_loss"], ascending=False)
+    best = row(frame, order.index[0])
+    who = f"expert {best['expert']} of layer {best['layer']}"
+    text = (
+        f"Without it the loss on {best['domain']} would rise by {number(best['delta_loss'])} nats per token "
+        f"({interval_of(best['ci_low'], best['ci_high'])}; the loss is {number(best['loss'])}), on documents that had "
+        f"no say in choosing it. {count_of(best['num_controls'], 'random expert')} of its layer that the domain uses "
+        f"as often: {number(best['control_delta_loss'])} on average, 5 to 95 % of them "
+        f"{number(best['control_quantile_05'])} to {number(best['control_quantile_95'])}. Measured on "
+        f"{count_of(best['num_tokens'], 'token')} of {count_of(best['num_documents'], 'document')}."
+    )
+    known = frame[frame["ci_low"].notna()]
+    beyond = known[known["ci_low"] > known["control_quantile_95"]]
+    if len(known) > 1:
+        text += (
+            f" In {len(beyond)} of {count_of(len(known), 'domain')} even the lower end for the domain's own expert "
+            "lies above 95 % of such others"
+        )
+        text += f": {names_of(beyond['domain'].tolist())}." if len(beyond) else "."
+    if not best["ci_low"] > 0:
+        return Finding(
+            "atlas", "No domain surely needs one expert", f"The likeliest is {who}, for {best['domain']}. {text}"
+        )
+    return Finding("atlas", f"{best['domain']} needs {who} most", text)
+
+
+def _foretold(results: Results) -> Finding | None:
+    frame = results.table("atlas_relations")
+    if frame is None or frame.empty:
+        return None
+    main = str(frame["effect"].iloc[-1])
+    within = frame[(frame["effect"] == main) & (frame["scope"] == "within layers")].set_index("predictor")
+    routing = within[within.index.isin(ROUTING) & within["rank_correlation"].notna()]
+    if routing.empty:
+        return None
+    best = routing["rank_correlation"].abs().idxmax()
+    value = float(routing["rank_correlation"][best])
+    parts = [f"{name} {_correlation(routing.loc[name])}" for name in routing.index]
+    text = (
+        f"Rank correlation with Δ loss over the experts of a layer, mean over layers: {'; '.join(parts)}. "
+        f"From {count_of(routing['num'].iloc[0], 'expert')}."
+    )
+    other = "effect on other documents"
+    if other in within.index:
+        text += (
+            f" An expert's Δ loss on one half of the documents foretells that on the other half by "
+            f"{_correlation(within.loc[other])}: about what could be hoped for."
+        )
+    domains = frame[(frame["effect"] == main) & (frame["scope"] == "within domains")].set_index("predictor")
+    if "lift" in domains.index:
+        text += (
+            f" Within a domain, over all experts: lift {_correlation(domains.loc['lift'])}, domain specialization "
+            f"{_correlation(domains.loc['domain specialization'])}."
+        )
+    if routing["ci_high"][best] < STRONG and value < STRONG:
+        return Finding("atlas", "Routing statistics say little about which experts matter", text)
+    return Finding("atlas", f"{str(best).capitalize()} foretells best which experts matter", text)
+
+
+def _agreement(results: Results) -> Finding | None:
+    frame, relations = results.table("atlas_ablated"), results.table("atlas_relations")
+    if frame is None or relations is None or len(frame) < 2:
+        return None
+    rows = relations[(relations["effect"] == "ablated") & (relations["predictor"] == "first order")]
+    if rows.empty or rows["rank_correlation"].isna().all():
+        return None
+    found = row(rows, rows.index[0])
+    ratio = (frame["first_order_delta_loss"] / frame["delta_loss"])[frame["delta_loss"] != 0].median()
+    text = (
+        f"{count_of(len(frame), 'expert')} were ablated for real on {count_of(frame['num_tokens'].iloc[0], 'token')}: "
+        f"rank correlation {number(found['rank_correlation'])} "
+        f"({interval_of(found['ci_low'], found['ci_high'])}). The median first-order estimate is {percent(ratio, 0)} "
+        "of what was measured."
+    )
+    if found["ci_low"] >= STRONG:
+        return Finding("atlas", "The gradient ranks experts as real ablations do", text)
+    if found["ci_low"] > 0:
+        return Finding("atlas", "The gradient ranks experts roughly as real ablations do", text)
+    return Finding("atlas", "The gradient may not rank experts as real ablations do", text)
+
+
+def _correlation(found: pd.Series) -> str:
+    return f"{number(float(found['rank_correlation']), 2)} ({_ends(found)})"
+
+
+def _ends(found: pd.Series) -> str:
+    return f"{number(float(found['ci_low']), 2)} to {number(float(found['ci_high']), 2)}"
+
+
+FINDINGS: list[Callable[[Results], Finding | None]] = [_needed, _foretold, _agreement]

@@ -1,0 +1,178 @@
+"""The atlas of a tiny model over a small folder of text, against plain loops over the same documents."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+
+import moescope
+from moescope.analyses.atlas import Atlas
+from moescope.errors import UsageError
+from moescope.interventions.ablation import Ablation
+from moescope.interventions.atlas import measure_ablations, measure_first_order
+from moescope.models import load_model
+from tests.analyses.runs import small_corpus, tiny_model
+from tests.families import build, save
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def run_of(model, corpus, **options):
+    analysis = Atlas(**{"num_exact": 6, "exact_tokens": 900, **options})
+    return moescope.capture(model, corpus, analyses=[analysis], num_tokens=3000, predictions=False)
+
+
+@pytest.fixture(scope="module")
+def run(model, corpus):
+    return run_of(model, corpus)
+
+
+@pytest.fixture(scope="module")
+def frames(run):
+    return dict(run.frames())
+
+
+@pytest.fixture(scope="module")
+def documents(run):
+    sample = run.statistics["atlas_text"]
+    return [document for domain in range(3) for document in sample.documents(domain)]
+
+
+def test_every_cell_is_the_mean_over_the_domains_predicted_tokens(run, frames, documents, model) -> None:
+    effects_GLE = measure_first_order(model, documents, model.layers).effects_GLE
+    predicted_G = np.array([int((document.next_token_ids >= 0).sum()) for document in documents])
+    frame = frames["atlas"].set_index(["layer", "domain", "expert"])
+    assert len(frame) == 4 * 4 * 8
+    for domain_id, domain in enumerate(["all", *run.context.domains], start=-1):
+        at_G = np.array([domain_id in (-1, document.domain_id) for document in documents])
+        for layer in (0, 3):
+            for expert in range(8):
+                row = frame.loc[(layer, domain, expert)]
+                assert row["num_tokens"] == predicted_G[at_G].sum()
+                assert row["num_documents"] == at_G.sum()
+                total = effects_GLE[at_G, layer, expert].sum()
+                assert row["delta_loss"] == pytest.approx(total / predicted_G[at_G].sum(), abs=1e-6)
+                if row["num_selected"]:
+                    assert row["delta_loss_routed"] == pytest.approx(total / row["num_selected"], abs=1e-5)
+                assert row["ci_low"] <= row["delta_loss"] <= row["ci_high"]
+
+
+def test_some_are_ablated_for_real(run, frames, documents, model) -> None:
+    frame = frames["atlas_ablated"]
+    assert len(frame) == 6
+    assert not frame.duplicated(["layer", "expert"]).any()
+    ablations = [Ablation(int(row.layer), (int(row.expert),)) for row in frame.itertuples()]
+    used = [
+        document
+        for domain in range(3)
+        for place, document in enumerate(d for d in documents if d.domain_id == domain)
+        if sum(len(d.token_ids) for d in [d for d in documents if d.domain_id == domain][:place]) < 300
+    ]
+    assert frame["num_documents"].tolist() == [len(used)] * 6
+    assert len(used) < len(documents)
+    tokens = sum(int((document.next_token_ids >= 0).sum()) for document in used)
+    assert frame["num_tokens"].tolist() == [tokens] * 6
+    exact_P = measure_ablations(model, used, ablations).sum(0) / tokens
+    assert np.allclose(frame["delta_loss"], exact_P, atol=1e-6)
+    first = measure_first_order(model, used, model.layers).effects_GLE.sum(0) / tokens
+    expected = [first[a.layer, a.experts[0]] for a in ablations]
+    assert np.allclose(frame["first_order_delta_loss"], expected, atol=1e-6)
+    relations = frames["atlas_relations"]
+    found = relations[(relations.effect == "ablated") & (relations.predictor == "first order")].iloc[0]
+    assert found.rank_correlation == pytest.approx(spearmanr(expected, exact_P).statistic)
+    assert found.num == 6
+
+
+def test_what_foretells_is_correlated_over_all_experts(run, frames) -> None:
+    relations, atlas = frames["atlas_relations"], frames["atlas"]
+    every = atlas[atlas.domain == "all"].sort_values(["layer", "expert"])
+    row = relations[
+        (relations.effect == "first order")
+        & (relations.predictor == "selection frequency")
+        & (relations.scope == "all layers")
+    ].iloc[0]
+    assert row.num == 32
+    assert row.rank_correlation == pytest.approx(spearmanr(every.num_selected, every.delta_loss).statistic)
+    assert row.ci_low < row.rank_correlation < row.ci_high
+    specialization = relations[(relations.predictor == "domain specialization")].iloc[0]
+    by_domain = [
+        spearmanr(rows.num_selected, rows.delta_loss).statistic
+        for domain, rows in atlas.groupby("domain")
+        if domain != "all"
+    ]
+    assert specialization.rank_correlation == pytest.approx(np.tanh(np.mean(np.arctanh(by_domain))))
+
+
+def test_top_experts_are_chosen_on_one_half_and_measured_on_the_other(run, frames) -> None:
+    table, top = run.tables["atlas"], frames["atlas_top"]
+    assert top.groupby("domain").size().tolist() == [3, 3, 3]
+    for row in top.itertuples():
+        at = table.sel(domain=row.domain, layer=row.layer, expert=row.expert)
+        assert row.delta_loss == float(at["measured_delta_loss"])
+        assert row.choosing_delta_loss == float(at["choosing_delta_loss"])
+        whole = table.sel(domain=row.domain)
+        assert int(whole["choosing_num_tokens"] + whole["measured_num_tokens"]) == int(whole["num_tokens"])
+        assert row.num_controls == 7  # all others of the layer
+        others = np.delete(whole.sel(layer=row.layer)["measured_delta_loss"].values, row.expert)
+        assert row.control_delta_loss == pytest.approx(others.mean())
+
+
+def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
+    run = run_of(model, corpus, method="exact", experts=(2, 5), sample_tokens=1200)
+    frame = dict(run.frames())["atlas"]
+    assert sorted(frame.expert.unique()) == [2, 5]
+    assert len(frame) == 4 * 4 * 2
+    sample = run.statistics["atlas_text"]
+    kept = [document for domain in range(3) for document in sample.documents(domain)]
+    ablations = [Ablation(layer, (expert,)) for layer in model.layers for expert in (2, 5)]
+    tokens = sum(int((document.next_token_ids >= 0).sum()) for document in kept)
+    expected = measure_ablations(model, kept, ablations).sum(0) / tokens
+    every = frame[frame.domain == "all"].sort_values(["layer", "expert"])
+    assert np.allclose(every.delta_loss, expected, atol=1e-6)
+    relations = dict(run.frames())["atlas_relations"]
+    assert set(relations.effect) == {"ablated"}
+    assert [name for name, _ in run.figures()]
+
+
+def test_figures_are_drawn_and_everything_is_labelled(run, tmp_path) -> None:
+    for name, variable in run.tables["atlas"].data_vars.items():
+        assert {"units", "definition"} <= set(variable.attrs), name
+    folder = run.save(tmp_path / "out")
+    drawn = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert drawn == {f"atlas_{name}" for name in ("experts", "domains", "top", "ablated", "relations")}
+    assert set(pd.read_csv(folder / "tables" / "atlas.csv").columns) >= {"layer", "expert", "domain", "delta_loss"}
+
+
+def test_the_same_seed_gives_the_same_atlas(model, corpus, run) -> None:
+    again = run_of(model, corpus)
+    pd.testing.assert_frame_equal(dict(again.frames())["atlas"], dict(run.frames())["atlas"])
+
+
+def test_what_cannot_be_answered_is_refused_before_any_text(tmp_path, model, corpus) -> None:
+    shallow = load_model(str(save(build("olmoe"), tmp_path)), layers=[1], device="cpu")
+    with pytest.raises(UsageError, match="down to layer 1"):
+        run_of(shallow, corpus)
+    with pytest.raises(UsageError, match="no expert 9"):
+        run_of(model, corpus, experts=(1, 9))
+
+
+def test_one_domain_and_a_model_looked_at_in_part(model, corpus) -> None:
+    analysis = Atlas(num_exact=3, exact_tokens=300)
+    part = moescope.capture(
+        model, corpus.only([corpus.domains[0]]), analyses=[analysis], num_tokens=600, layers=[2], predictions=False
+    )
+    frames = dict(part.frames())
+    assert frames["atlas"].layer.unique().tolist() == [2]
+    assert set(frames["atlas_top"].domain) == {corpus.domains[0]}
+    assert "lift" not in set(frames["atlas_relations"].predictor)
+    assert len(list(part.figures())) == 4

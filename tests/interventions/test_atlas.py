@@ -1,0 +1,114 @@
+"""The atlas on the embedded model: exact effects against full passes, and means with intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moescope.corpora import Sampler, load_corpus
+from moescope.interventions import Ablate, intervening
+from moescope.interventions.ablation import Ablation
+from moescope.interventions.atlas import Documents, batches_of, domain_means, measure_ablations, measure_first_order
+from moescope.models import load_model
+from moescope.statistics.text_sample import SampledDocument, TextSample
+from tests.families import build, save, tokenizer
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_model("nano")
+
+
+@pytest.fixture(scope="module")
+def documents(nano) -> list[SampledDocument]:
+    corpus = load_corpus("embedded")
+    sample = TextSample(layers=[0], domains=list(corpus.domains), num_documents=1, length=40, seed=3)
+    for batch in Sampler(corpus, nano.tokenizer, num_tokens=1000, seed=3):
+        nano.listen(batch.input_ids_BS, batch.tokens, batch.keep_T, layers=[0], on_routing=sample.update)
+    return [document for domain_id in range(22) for document in sample.documents(domain_id)]
+
+
+@torch.no_grad()
+def plain_loss(model, documents: list[SampledDocument]) -> np.ndarray:
+    """Each document run alone by the family's own forward: nats summed, in float64."""
+    losses = []
+    for document in documents:
+        logits_SV = model.hf(input_ids=torch.from_numpy(document.token_ids)[None], use_cache=False).logits[0].double()
+        known = document.next_token_ids >= 0
+        logp_SV = logits_SV.log_softmax(-1).numpy()
+        losses.append(-logp_SV[np.flatnonzero(known), document.next_token_ids[known]].sum())
+    return np.array(losses)
+
+
+def test_exact_equals_a_full_pass_per_ablation_on_nano_for_20_random_experts(nano, documents) -> None:
+    drawn = np.random.default_rng(5).permutation(16 * 64)[:20]
+    ablations = [Ablation(int(place) // 64, (int(place) % 64,)) for place in drawn]
+    tokens = Documents.of(documents).predicted_G.sum()
+    plain_G = plain_loss(nano, documents)
+    exact_GP = measure_ablations(nano, documents, ablations, batch_tokens=2048)
+    for place, ablation in enumerate(ablations):
+        with intervening(nano, [Ablate(ablation.layer, ablation.experts[0])]):
+            changed_G = plain_loss(nano, documents)
+        assert exact_GP[:, place].sum() / tokens == pytest.approx((changed_G - plain_G).sum() / tokens, abs=1e-5)
+        assert np.allclose(exact_GP[:, place], changed_G - plain_G, atol=2e-3)
+    assert np.abs(exact_GP).max() > 0.05
+
+
+def test_first_order_does_not_depend_on_batches_and_is_straight_near_no_change(nano, documents) -> None:
+    few = documents[:6]
+    found = measure_first_order(nano, few, [7, 15], batch_tokens=64)
+    other = measure_first_order(nano, few[::-1], [7, 15], batch_tokens=4096)
+    assert np.allclose(found.effects_GLE, other.effects_GLE[::-1], atol=1e-4)
+    assert np.allclose(found.losses_G, plain_loss(nano, few), rtol=1e-5)
+    assert (found.selected_GLE.sum(2) == 8 * np.array([len(document.token_ids) for document in few])[:, None]).all()
+
+
+def test_what_the_tokenizer_puts_before_a_text_comes_back(tmp_path) -> None:
+    folder = save(build("olmoe"), tmp_path)
+    made = tokenizer()
+    from tokenizers.processors import TemplateProcessing
+
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+    made.save_pretrained(folder)
+    model = load_model(str(folder), device="cpu")
+    text = SampledDocument(np.array([5, 6, 7]), np.array([6, 7, -1]), np.arange(3), 11, 0)
+    (batch,) = batches_of([text], model, 64)
+    assert batch.input_ids_BS.tolist() == [[0, 5, 6, 7]]
+    assert batch.keep_T.tolist() == [1, 2, 3]
+    assert batch.tokens.next_token_ids_T.tolist() == [6, 7, -1]
+
+
+def some_effects(seed: int, num_documents: int) -> tuple[np.ndarray, Documents]:
+    generator = np.random.default_rng(seed)
+    predicted_G = generator.integers(1, 60, num_documents)
+    documents = Documents(
+        generator.integers(-(2**62), 2**62, num_documents),
+        generator.integers(0, 2, num_documents),
+        predicted_G + 1,
+        predicted_G,
+    )
+    effects_GP = predicted_G[:, None] * (generator.normal(size=(num_documents, 3)) + np.array([0.0, 0.5, 2.0]))
+    return effects_GP, documents
+
+
+def test_means_are_per_token_and_intervals_cover() -> None:
+    covered = 0
+    for seed in range(100):
+        effects_GP, documents = some_effects(seed, 60)
+        means = domain_means(effects_GP, documents, 2, seed=seed)
+        at_G = documents.domain_ids_G == 1
+        assert means.mean_DP[2] == pytest.approx(effects_GP[at_G].sum(0) / documents.predicted_G[at_G].sum())
+        assert means.mean_DP[0] == pytest.approx(effects_GP.sum(0) / documents.predicted_G.sum())
+        covered += int(((means.low_DP[0] < [0.0, 0.5, 2.0]) & (means.high_DP[0] > [0.0, 0.5, 2.0])).sum())
+    assert 0.88 <= covered / 300 <= 0.99
+
+
+def test_few_documents_have_no_interval_and_none_no_mean() -> None:
+    effects_GP, documents = some_effects(1, 14)
+    means = domain_means(effects_GP, documents, 3, seed=0)
+    assert np.isfinite(means.low_DP[0]).all()
+    assert np.isnan(means.low_DP[1:]).all()
+    assert np.isnan(means.mean_DP[3]).all()
+    half = domain_means(effects_GP, documents, 3, within_G=np.zeros(14, bool), seed=0)
+    assert np.isnan(half.mean_DP).all()
