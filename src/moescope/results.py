@@ -37,7 +37,7 @@ class DomainSample(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What was run, on what, with what: enough to run it again."""
+    """What was run, on what, with what: enough to run it again. A run that read no text names no corpus."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,8 +52,8 @@ class Manifest(BaseModel):
     config_hash: str
     dtype: str
     device: str
-    corpus: str
-    corpus_fingerprint: str
+    corpus: str | None
+    corpus_fingerprint: str | None
     domains: list[DomainSample]
     num_tokens: int
     seed: int

@@ -99,7 +99,7 @@ class Run:
 
 def capture(
     model: MoEModel,
-    corpus: Corpus,
+    corpus: Corpus | None,
     analyses: Sequence[str | Analysis] | None = None,
     num_tokens: int = 100_000,
     layers: Sequence[int] | None = None,
@@ -116,7 +116,7 @@ def capture(
 
     Args:
         model: From `load_model`.
-        corpus: From `load_corpus`.
+        corpus: From `load_corpus`; None for questions that need no text. Where none does, it is not read.
         analyses: Names of analyses, or analyses made with options of their own, as `Similarity(method="cosine")`; None
             for all that make sense for model and corpus (a corpus of one domain has nothing to compare; the
             manifest's notes say what was left out).
@@ -147,37 +147,41 @@ def capture(
     context = Context(
         model=model,
         layers=tuple(chosen),
-        domains=corpus.domains,
-        groups=corpus.groups,
-        corpus_name=corpus.name,
-        num_tokens=num_tokens,
+        domains=corpus.domains if corpus is not None else (),
+        groups=corpus.groups if corpus is not None else {},
+        corpus_name=corpus.name if corpus is not None else "",
+        num_tokens=num_tokens if corpus is not None else 0,
         seed=seed,
         predictions=predictions if predictions is not None else (layers is None and model.complete),
-        corpus_fingerprint=corpus.fingerprint,
+        corpus_fingerprint=corpus.fingerprint if corpus is not None else "",
     )
     asked, left_out = _asked(analyses, skip, context)
     statistics = _statistics(asked, context)
-    sampler = Sampler(
-        corpus,
-        model.tokenizer,
-        num_tokens=num_tokens,
-        seed=seed,
-        sequence_length=sequence_length,
-        max_positions=model.max_positions,
-        batch_tokens=batch_tokens,
-    )
-    # Questions about the weights alone need no text.
-    if statistics:
+    sampler = None
+    options: dict[str, Any] = {}
+    if corpus is None or not any(analysis.needs_text for analysis in asked.values()):
+        corpus = None
+        without: dict[str, Any] = {"domains": (), "groups": {}, "corpus_name": "", "corpus_fingerprint": ""}
+        context = replace(context, num_tokens=0, **without)
+    else:
+        sampler = Sampler(
+            corpus,
+            model.tokenizer,
+            num_tokens=num_tokens,
+            seed=seed,
+            sequence_length=sequence_length,
+            max_positions=model.max_positions,
+            batch_tokens=batch_tokens,
+        )
         feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
-    counted = int(sampler.num_tokens_D.sum())
-    options: dict[str, Any] = {
-        "num_tokens": num_tokens,
-        "sequence_length": sequence_length,
-        "batch_tokens": batch_tokens,
-        "predictions": context.predictions,
-    }
+        options |= {
+            "num_tokens": num_tokens,
+            "sequence_length": sequence_length,
+            "batch_tokens": batch_tokens,
+            "predictions": context.predictions,
+        }
+        context = replace(context, num_tokens=int(sampler.num_tokens_D.sum()))
     options |= {name: analysis.options for name, analysis in asked.items() if analysis.options}
-    context = replace(context, num_tokens=counted)
     manifest = make_manifest(context, corpus, sampler, options, list(asked), command, left_out)
     manifest.wall_seconds = round(time.perf_counter() - started, 3)
     return Run(context, asked, statistics, manifest)
@@ -194,6 +198,11 @@ def _asked(
     for given in analyses if analyses is not None else [name for name in registry.names() if name not in skip]:
         analysis = registry.find(given) if isinstance(given, str) else given
         try:
+            if analysis.needs_text and not context.domains:
+                raise UsageError(
+                    f"{analysis.name} looks at what a model does with text, and no corpus was given",
+                    remedy='give one, such as load_corpus("embedded")',
+                )
             if len(context.domains) < analysis.min_domains:
                 raise UsageError(
                     f"corpus {context.corpus_name} has {len(context.domains)} domain ({', '.join(context.domains)}), "
@@ -225,8 +234,8 @@ def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Stati
 
 def make_manifest(
     context: Context,
-    corpus: Corpus,
-    sampler: Sampler,
+    corpus: Corpus | None,
+    sampler: Sampler | None,
     options: dict[str, Any],
     asked: list[str],
     command: str,
@@ -234,7 +243,14 @@ def make_manifest(
 ) -> Manifest:
     """What was run, on what, with what; wall time is left to be filled in."""
     model = context.model
-    domains = zip(corpus.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
+    domains: list[DomainSample] = []
+    if corpus is not None and sampler is not None:
+        notes = [*corpus.notes, *notes, *sampler.warnings]
+        counts = zip(corpus.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
+        domains = [
+            DomainSample(name=name, group=corpus.groups.get(name), num_tokens=int(tokens), num_documents=int(documents))
+            for name, tokens, documents in counts
+        ]
     return Manifest(
         command=command,
         moescope_version=importlib.metadata.version("moescope"),
@@ -246,12 +262,9 @@ def make_manifest(
         config_hash=model.config_hash,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        corpus=corpus.name,
-        corpus_fingerprint=corpus.fingerprint,
-        domains=[
-            DomainSample(name=name, group=corpus.groups.get(name), num_tokens=int(tokens), num_documents=int(documents))
-            for name, tokens, documents in domains
-        ],
+        corpus=corpus.name if corpus is not None else None,
+        corpus_fingerprint=corpus.fingerprint if corpus is not None else None,
+        domains=domains,
         num_tokens=context.num_tokens,
         seed=context.seed,
         layers=list(context.layers),
@@ -259,7 +272,7 @@ def make_manifest(
         num_experts_per_token=model.num_experts_per_token,
         analyses=asked,
         options=options,
-        notes=[*corpus.notes, *notes, *sampler.warnings],
+        notes=list(notes),
         wall_seconds=0.0,
         peak_memory_bytes=peak_memory_bytes(),
     )

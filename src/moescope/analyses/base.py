@@ -72,6 +72,7 @@ class Analysis(ABC):
         summary: One line for `--help`.
         about: What the question is about: the "router", the "experts", or "causes".
         min_domains: Fewest domains it makes sense for.
+        needs_text: Whether anything of it comes from text; False for questions about weights alone.
         needs_whole_depth: Its command loads the whole model, whatever layers are looked at.
     """
 
@@ -79,6 +80,7 @@ class Analysis(ABC):
     summary: ClassVar[str]
     about: ClassVar[str] = "router"
     min_domains: ClassVar[int] = 1
+    needs_text: ClassVar[bool] = True
     needs_whole_depth: ClassVar[bool] = False
 
     @property

@@ -60,6 +60,7 @@ class Weights(Analysis):
     )
     about: ClassVar[str] = "experts"
     min_domains: ClassVar[int] = 0
+    needs_text: ClassVar[bool] = False
 
     pairs: int | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,16 +58,18 @@ def run_analyses(
     if names is not None:
         given = names() if callable(names) else names
         asked = [analyses.find(name) if isinstance(name, str) else name for name in given]
-    model = load(options, whole_depth=bool(options.predictions))
+    deep = bool(options.predictions) or any(analysis.needs_whole_depth for analysis in asked or ())
+    model = load(options, whole_depth=deep)
     if check is not None:
         check(model)
     layers = model.check_layers(options.layers) if options.layers is not None else None
-    corpus = open_corpus(options)
+    needs_text = asked is None or any(analysis.needs_text for analysis in asked)
+    corpus = open_corpus(options) if needs_text else None
     read = {"vocabulary"} - set(skip) if asked is None else {analysis.name for analysis in asked}
     if layers is not None and options.predictions is None and "vocabulary" in read:
         note("predicted tokens are left out: with --layers the model is not run to its end (--predictions does)")
     with _no_parents_left(folder.path), folder:
-        with counting("reading", options.num_tokens) as progress:
+        with counting("reading", options.num_tokens) if needs_text else nullcontext() as progress:
             run = moescope.capture(
                 model,
                 corpus,

@@ -79,7 +79,8 @@ class Results:
     def headline(self) -> str:
         """Model, sample and corpus in a line."""
         manifest = self.manifest
-        return f"{manifest.model} · {manifest.num_tokens:,} tokens of {manifest.corpus} · {self.layers_in_words}"
+        sample = f" · {manifest.num_tokens:,} tokens of {manifest.corpus}" if manifest.corpus is not None else ""
+        return f"{manifest.model}{sample} · {self.layers_in_words}"
 
     @property
     def layers_in_words(self) -> str:

@@ -71,6 +71,8 @@ def title(results: Results) -> str:
     manifest = results.manifest
     experts = f"{manifest.num_experts * len(manifest.layers):,} experts of {manifest.model}"
     kinds = len(manifest.domains)
+    if manifest.corpus is None:
+        return f"What {experts} are"
     return f"What {experts} do on {kinds} kinds of text" if kinds > 1 else f"What {experts} do on {manifest.corpus}"
 
 
@@ -78,6 +80,8 @@ def lede(results: Results) -> str:
     """The sample, in a sentence."""
     manifest = results.manifest
     documents = sum(domain.num_documents for domain in manifest.domains)
+    if manifest.corpus is None:
+        return f"Their weights alone, of {results.layers_in_words}: no text was read."
     return (
         f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus “{manifest.corpus}”, seen at "
         f"{results.layers_in_words}. At each, the router selects {manifest.num_experts_per_token} of "
@@ -120,8 +124,8 @@ def reproduction(results: Results) -> dict[str, Any]:
         ("Configuration hash", manifest.config_hash),
         ("Computed in", f"{manifest.dtype} on {manifest.device}"),
         ("Layers", ", ".join(map(str, manifest.layers))),
-        ("Corpus", manifest.corpus),
-        ("Corpus fingerprint", manifest.corpus_fingerprint),
+        ("Corpus", manifest.corpus or "none"),
+        ("Corpus fingerprint", manifest.corpus_fingerprint or "–"),
         ("Seed", str(manifest.seed)),
         *((name.replace("_", " ").capitalize(), _said(value)) for name, value in manifest.options.items()),
         ("moescope", manifest.moescope_version),
@@ -145,7 +149,9 @@ def command_line(results: Results) -> str:
         return str(said)
     words = ["moescope", manifest.command, "--model", manifest.model]
     words += ["--revision", manifest.revision] if manifest.revision else []
-    words += ["--corpus", manifest.corpus, "--num-tokens", str(manifest.options.get("num_tokens", manifest.num_tokens))]
+    if manifest.corpus is not None:
+        num_tokens = manifest.options.get("num_tokens", manifest.num_tokens)
+        words += ["--corpus", manifest.corpus, "--num-tokens", str(num_tokens)]
     words += ["--layers", *map(str, manifest.layers), "--seed", str(manifest.seed), "--dtype", manifest.dtype]
     return shlex.join(words)
 
