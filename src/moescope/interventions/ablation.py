@@ -14,8 +14,6 @@ from moescope.interventions.losses import token_losses
 from moescope.interventions.rerun import KeptPass, keep, run_again, weighted_outputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moescope.corpora import Batch
     from moescope.models import MoEModel
 
@@ -58,7 +56,6 @@ def ablation_effects(
     *,
     batch_tokens: int = 8192,
     kept: KeptPass | None = None,
-    done: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Δ loss of each ablation in each document of a batch: nats, summed over the document's predicted tokens.
 
@@ -72,7 +69,6 @@ def ablation_effects(
         ablations: Any number, of any layers.
         batch_tokens: Padded tokens that are run again at a time.
         kept: The batch's pass, if it was kept already.
-        done: Called with the number of ablations that are finished, layer by layer.
 
     Returns:
         float64 (B, number of ablations).
@@ -94,8 +90,6 @@ def ablation_effects(
         work = _Layer(model, kept, layer, weighted_NKM, combined_NM)
         for part in _parts(kept, [(place, _hits(kept, ablations[place])) for place in chosen], batch_tokens):
             effects_BP.index_put_((part.rows_J, part.places_J), work.effects(part), accumulate=True)
-        if done is not None:
-            done(len(chosen))
     return effects_BP
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,14 +128,13 @@ def measure_ablations(
     ablations: Sequence[Ablation],
     *,
     batch_tokens: int = 8192,
-    done: Callable[[int], None] | None = None,
 ) -> Floats:
     """Effects of real ablations by document, nats summed over its tokens, (G, number of ablations)."""
     check_ablations(model, ablations)
     place = {document.document_hash: index for index, document in enumerate(documents)}
     effects_GP = np.zeros((len(documents), len(ablations)))
     for batch in batches_of(documents, model, batch_tokens) if ablations else []:
-        found_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens, done=done)
+        found_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens)
         rows_B = [place[int(document)] for document in batch.tokens.document_hashes_B]
         effects_GP[rows_B] = found_BP.cpu().numpy()
     return effects_GP

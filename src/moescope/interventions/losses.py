@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,6 +79,3 @@ def check_complete(model: MoEModel, what: str) -> None:
             f"{what} is measured in the loss, and {model.name} was loaded down to layer {model.layers[-1]} only",
             remedy="load the model without `layers`",
         )
-
-
-Progress = Callable[[int], None]
