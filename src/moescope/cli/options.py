@@ -158,6 +158,12 @@ class InfoOptions(Loudness, ModelOptions):
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
+class WeightsOptions(Loudness, OutputOptions, ModelOptions):
+    """What a look at weights alone can be told."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
 class CaptureOptions(Loudness, DepthOptions, RunOptions, TextOptions, ModelOptions):
     """What a run of text through a model can be told."""
 
