@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import ckatorch
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,20 @@ def by_minibatches(outputs: torch.Tensor, groups: torch.Tensor, size: int) -> HS
         order = groups[start:end].argsort(stable=True)
         average.add(hsic(outputs[:, start:end][:, order], groups[start:end][order], NUM_GROUPS))
     return average.finish()
+
+
+def test_an_independent_package_finds_the_same() -> None:
+    outputs = related_outputs(128)
+    stored = outputs.double()
+    for way in WAYS.values():
+        result = way(outputs)
+        for biased in (True, False):
+            theirs = [[ckatorch.cka_base(x, y, unbiased=not biased) for y in stored] for x in stored]
+            np.testing.assert_allclose(result.cka(biased=biased)[0], theirs, atol=1e-5)
+    halves = stored.view(6, 2, 64, 24)
+    theirs = [[ckatorch.cka_batch(x, y) for y in halves] for x in halves]
+    ours = by_minibatches(outputs, torch.zeros(128, dtype=torch.int64), 64).cka()[0]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_minibatches_average_numerator_and_denominators_separately() -> None:
