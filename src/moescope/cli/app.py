@@ -8,8 +8,11 @@ from cyclopts import App, Group, Parameter
 
 import moescope
 from moescope import analyses
+from moescope.cli.ablate import ablate
+from moescope.cli.atlas import atlas
 from moescope.cli.capture import run_analyses
 from moescope.cli.info import info
+from moescope.cli.intervene import intervene
 from moescope.cli.options import CaptureOptions
 from moescope.cli.report import report
 from moescope.cli.saturation import saturation
@@ -27,7 +30,7 @@ TRAINING_RUN = Group.create_ordered("Compare a model with its past")
 OTHER = Group.create_ordered("Also")
 
 # Analyses whose command has options of its own; the others have theirs without more ado.
-OWN_COMMANDS: dict[str, Callable[..., None]] = {"similarity": similarity}
+OWN_COMMANDS: dict[str, Callable[..., None]] = {"atlas": atlas, "similarity": similarity}
 
 HELP = """Look into a Mixture-of-Experts language model: how its router decides, what each expert does, whether experts
 specialize.
@@ -51,6 +54,8 @@ def build() -> App:
     for name, entry in analyses.entries().items():
         command = OWN_COMMANDS.get(name) or _question(name, entry.summary)
         app.command(command, name=name, group=QUESTIONS[entry.about], help_epilogue="")
+    app.command(ablate, group=QUESTIONS["causes"], help_epilogue="")
+    app.command(intervene, group=QUESTIONS["causes"], help_epilogue="")
     app.command(saturation, group=TRAINING_RUN, help_epilogue="")
     return app
 

@@ -34,7 +34,7 @@ def atlas(
     of all layers. Some experts are ablated for real, and the rank correlation says how well the two agree.
 
     **What foretells it**: rank correlations of Δ loss with how often an expert is selected, its weight, its lift and
-    its saliency (mean w|o|), and with its own Δ loss on other documents, which is about the most one could expect.
+    its saliency (mean w|o|), and with its own Δ loss on other documents, which says how much of the ranking is noise.
 
     Writes tables (.csv, .parquet), figures (.pdf, .png), the sampled text and a manifest to the folder --out.
 

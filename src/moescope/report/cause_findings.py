@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,13 @@ def _foretold(results: Results) -> Finding | None:
     )
     other = "effect on other documents"
     if other in within.index:
+        halves = float(within["rank_correlation"][other])
         text += (
             f" An expert's Δ loss on one half of the documents foretells that on the other half by "
-            f"{_correlation(within.loc[other])}: about what could be hoped for."
+            f"{_correlation(within.loc[other])}"
         )
+        # Spearman and Brown: what half a sample foretells says how much of the whole one's spread is no noise.
+        text += f": a sample's noise would hide all beyond about {number(ceiling(halves), 2)}." if halves > 0 else "."
     domains = frame[(frame["effect"] == main) & (frame["scope"] == "within domains")].set_index("predictor")
     if "lift" in domains.index:
         text += (
@@ -105,6 +109,14 @@ def _agreement(results: Results) -> Finding | None:
     if found["ci_low"] > 0:
         return Finding("atlas", "The gradient ranks experts roughly as real ablations do", text)
     return Finding("atlas", "The gradient may not rank experts as real ablations do", text)
+
+
+def ceiling(halves: float) -> float:
+    """The correlation that the true effects would have with the measured ones, `sqrt(2 r / (1 + r))`.
+
+    `r` is the correlation of two halves (Spearman 1910, Brown 1910); of ranks it holds about.
+    """
+    return math.sqrt(2 * halves / (1 + halves))
 
 
 def _correlation(found: pd.Series) -> str:
