@@ -16,13 +16,12 @@ MOST_TOKENS = 10
 
 def tell(study: Study) -> None:
     """Prints a study."""
-    for table in (_prompt(study), _effects(study), _next_tokens(study), _later(study)):
+    show(_prompt(study))
+    say(f"\n{_about_experts(study)}\n")
+    for table in (_effects(study), _next_tokens(study), _later(study), _continuations(study)):
         if table is not None:
             show(table)
             say("")
-    if study.continuations:
-        show(_continuations(study))
-        say("")
 
 
 def _table(title: str) -> Table:
@@ -47,17 +46,21 @@ def _prompt(study: Study) -> Table:
     return table
 
 
+def _about_experts(study: Study) -> str:
+    """How the target and other text use the experts concerned."""
+    lines = []
+    for layer, expert in study.targets:
+        weight = study.prompt.weight(layer, expert, study.target)
+        here = "not chosen" if weight is None else f"weight {weight:.4f}"
+        text = (
+            f"; {100 * study.usage.frequency(layer, expert):.1f} % of tokens of text choose it" if study.usage else ""
+        )
+        lines.append(f"Expert {expert} of layer {layer} at token {study.target} ({study.target_token}): {here}{text}")
+    return "\n".join(lines)
+
+
 def _effects(study: Study) -> Table:
-    who = []
-    for (layer, expert), weight in study.base_weights.items():
-        chosen = study.prompt.weight(layer, expert, study.target) is not None
-        usage = (
-            f", chosen by {100 * study.usage.frequency(layer, expert):.1f} % of tokens of text" if study.usage else ""
-        )
-        who.append(
-            f"expert {expert} of layer {layer} ({f'weight {weight:.3f}' if chosen else 'not chosen here'}{usage})"
-        )
-    table = _table(f"KL(base ‖ changed) in nats at token {study.target} ({study.target_token}), of {'; '.join(who)}")
+    table = _table(f"KL(base ‖ changed) at token {study.target} ({study.target_token}), nats")
     table.add_column("change")
     for heading in ("KL", "control", "5-95 %", "control as large", "did something"):
         table.add_column(heading, justify="right")
@@ -111,7 +114,7 @@ def _later(study: Study) -> Table | None:
     table.add_column("", justify="right")
     table.add_column("token")
     for effect in study.effects:
-        table.add_column(effect.words, justify="right")
+        table.add_column(effect.words if effect.value is None else f"{effect.value:g}", justify="right")
     for position in list(study.positions)[1:]:
         rows = study.kl[study.kl["position"] == position].to_dict("records")
         cells = [f"{_number(row['kl'])} ({_number(row['control_kl_median'])})" for row in rows]
@@ -119,7 +122,9 @@ def _later(study: Study) -> Table | None:
     return table
 
 
-def _continuations(study: Study) -> Table:
+def _continuations(study: Study) -> Table | None:
+    if not study.continuations:
+        return None
     table = _table("Continuations")
     table.add_column("")
     table.add_column("as base", justify="right")
