@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 Method = Literal["gradient", "exact"]
 
-SAMPLE_TOKENS: dict[str, int] = {"gradient": 40_000, "exact": 5_000}
+SAMPLE_TOKENS: dict[str, int] = {"gradient": 24_000, "exact": 5_000}
+"""What a report can afford; the command of its own takes more."""
 DOCUMENTS_PER_DOMAIN = 24
 """So many documents are sampled of each domain where it has them: each half then has about 12, enough for intervals."""
-SHORTEST = 64
+SHORTEST = 32
 """But no document is cut to fewer tokens."""
 TOP_EXPERTS = 3
 BATCH_TOKENS = 8192
@@ -40,7 +41,7 @@ class Atlas(Analysis):
     Attributes:
         method: "gradient": the first-order estimate, one backward pass for all experts; "exact": real ablations.
         experts: Experts of each layer to ablate for real. None: with "exact" all, else `num_exact` drawn by seed.
-        sample_tokens: Tokens of the sample; None: 40,000, or 5,000 with "exact".
+        sample_tokens: Tokens of the sample; None: 24,000, or 5,000 with "exact".
         num_exact: With "gradient", how many experts of all layers are ablated for real to see how well it agrees.
         exact_tokens: With "gradient", tokens of the sample that those are ablated on.
     """
@@ -48,8 +49,8 @@ class Atlas(Analysis):
     method: Method = "gradient"
     experts: tuple[int, ...] | None = None
     sample_tokens: int | None = None
-    num_exact: int = 32
-    exact_tokens: int = 3_000
+    num_exact: int = 24
+    exact_tokens: int = 2_000
 
     name: ClassVar[str] = "atlas"
     summary: ClassVar[str] = "Causal atlas: how much worse the model predicts each domain without each expert."

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 EFFECTS = Group.create_ordered("Effects")
 
+# More than a report, which has other questions to answer, takes.
+SAMPLE_TOKENS = {"gradient": 40_000, "exact": 5_000}
+NUM_EXACT = 32
+EXACT_TOKENS = 4_000
+
 
 def atlas(
     *,
@@ -55,7 +60,9 @@ def atlas(
             Atlas(
                 method=method,
                 experts=None if experts is None else tuple(experts),
-                sample_tokens=sample_tokens,
+                sample_tokens=sample_tokens or SAMPLE_TOKENS[method],
+                num_exact=NUM_EXACT,
+                exact_tokens=EXACT_TOKENS,
             )
         ]
 
