@@ -37,8 +37,10 @@ def _similarity(results: Results) -> Finding | None:
         f"same inputs, {number(best['median_redrawn'])}."
     )
     other = every[(every["measure"] == second) & (every["layer"] == best["layer"])]
+    beyond = True
     if not other.empty:
         values = row(other, other.index[0])
+        beyond = values["median"] > values["median_redrawn"]
         text += f" It is {number(values['median'])}, re-drawn {number(values['median_redrawn'])}, {guarded}."
     if not math.isnan(best["share_above_redrawn"]):
         text += (
@@ -59,7 +61,11 @@ def _similarity(results: Results) -> Finding | None:
     if excess.max() <= 0:
         return Finding("similarity", "Experts are no more alike than ones with re-drawn weights", text)
     where = f"at layer {best['layer']}"
-    title = f"Experts are most alike {where}" if len(frame) > 1 else f"Experts {where} are more alike than by chance"
+    title = (
+        f"Experts are most alike {where}" if len(frame) > 1 else f"Experts {where} are more alike than re-drawn ones"
+    )
+    if not beyond:
+        title += f", but not {guarded}"
     return Finding("similarity", title, text)
 
 
@@ -75,4 +81,35 @@ def _most_alike(results: Results, measure: str, layer: int) -> str:
     )
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_similarity]
+def _labels(results: Results) -> Finding | None:
+    frame = results.table("profile")
+    if frame is None:
+        return None
+    labelled = frame[(frame["label"] != "") & frame["balanced_accuracy"].notna()]
+    known = labelled[labelled["ci_low"].notna()]
+    if known.empty:
+        return None
+    # Chosen and measured on different halves of the documents.
+    best = row(known, known["choosing_balanced_accuracy"].idxmax())
+    told = int((known["ci_low"] > 0.5).sum())
+    text = (
+        f"Of {count_of(len(known), 'expert')}, {told:,} have a label that tells their tokens from others' better than "
+        "a coin, even at the lower end of its 95 % interval, on documents that had no say in choosing it; the median "
+        f"balanced accuracy is {number(float(known['balanced_accuracy'].median()))}, on the documents that chose them "
+        f"{number(float(known['choosing_balanced_accuracy'].median()))}. Best told is expert {best['expert']} of layer "
+        f"{best['layer']}, by {best['label']}: {number(best['balanced_accuracy'])} "
+        f"({interval_of(best['ci_low'], best['ci_high'])}). A label says what goes with an expert, not what it does."
+    )
+    by_layer = known.groupby("layer")["balanced_accuracy"].median()
+    if len(by_layer) > 1:
+        text += f" Labels tell most at layer {by_layer.idxmax()}, least at layer {by_layer.idxmin()}."
+    share = told / len(known)
+    title = (
+        "No expert's tokens can be told by a plain label"
+        if not told
+        else (f"A plain label tells the tokens of {percent(share, 0)} of experts better than a coin")
+    )
+    return Finding("profile", title, text)
+
+
+FINDINGS: list[Callable[[Results], Finding | None]] = [_similarity, _labels]

@@ -32,7 +32,8 @@ def definitions(analysis: str) -> dict[str, str]:
 def caption(figure: str) -> str:
     """What a figure shows: for those who read it and for those who cannot see it. Else its file name in words.
 
-    One caption serves the figures of all layers: `similarity_layer_N` is that of `similarity_layer_7`, its N a 7.
+    One caption serves the figures of all layers: `similarity_layer_N` is that of `similarity_layer_7`, its N a 7; and
+    one those of all experts: `profile_LNEN` is that of `profile_L07E31`, with `{layer}` and `{expert}`.
     """
     captions = _words()["captions"]
     if figure in captions:
@@ -40,4 +41,7 @@ def caption(figure: str) -> str:
     number = re.search(r"(?<=_)\d+(?=_|$)", figure)
     if number and (general := figure[: number.start()] + "N" + figure[number.end() :]) in captions:
         return re.sub(r"\bN\b", number.group(), str(captions[general]))
+    expert = re.search(r"L(\d+)E(\d+)$", figure)
+    if expert and (general := figure[: expert.start()] + "LNEN") in captions:
+        return str(captions[general]).format(layer=int(expert[1]), expert=int(expert[2]))
     return figure.replace("_", " ").capitalize() + "."
