@@ -100,6 +100,25 @@ def test_exact_and_minibatches_agree_within_their_intervals(run: Run, exact: Run
         assert (low < high).all(), name
 
 
+def test_exact_and_minibatches_agree_on_nano(tmp_path: Path) -> None:
+    nano, texts = load_model("nano", layers=[7]), moescope.load_corpus("embedded")
+    one, other = (
+        compared(nano, texts, [7], 3000, num_samples=1024, estimator=estimator, control=False, scratch=str(tmp_path))
+        for estimator in ("minibatch", "exact")
+    )
+    i_P, j_P = np.triu_indices(64, 1)
+    for name in ("cka", "deconfounded_cka"):
+        low, high, other_low, other_high = (
+            run.tables["similarity"][f"{name}_{end}"].values[0, i_P, j_P]
+            for run in (one, other)
+            for end in ("low", "high")
+        )
+        assert ((low <= other_high) & (other_low <= high)).all(), name
+        values, others = (run.tables["similarity"][name].values[0, i_P, j_P] for run in (one, other))
+        assert np.corrcoef(values, others)[0, 1] > 0.9, name
+        assert abs(values.mean() - others.mean()) < 0.01, name
+
+
 def test_shards_merged_are_the_whole(run: Run, model: MoEModel, corpus: Corpus) -> None:
     whole = inputs_of(run)
     shards = [whole.empty() for _ in range(3)]

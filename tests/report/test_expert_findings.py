@@ -61,6 +61,12 @@ def test_one_layer_no_intervals_nothing_beyond_chance():
     assert find(results({"similarity": frame.drop(columns="median_redrawn")})) == []
 
 
+def test_likeness_that_shared_inputs_explain_is_called_so():
+    frame = similarity(median=[0.15, 0.04, 0.15, 0.04]).head(2)
+    (finding,) = find(results({"similarity": frame}))
+    assert finding.title == "Experts at layer 1 are more alike than re-drawn ones, but not beyond shared inputs"
+
+
 def test_key_numbers_name_their_control():
     numbers = per_layer(results({"similarity": similarity()}))
     assert numbers.columns == ["layer", "debiased CKA", "deconfounded CKA"]

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from moescope.report.folder import Results
 
 MEASURES = {
-    "cka": ("debiased CKA", "deconfounded_cka", "with what both owe to sharing inputs regressed out"),
-    "cosine": ("cosine", "centred_cosine", "after subtracting each expert's mean output"),
+    "cka": ("debiased CKA", "deconfounded_cka", "with what both owe to sharing inputs regressed out", "shared inputs"),
+    "cosine": ("cosine", "centred_cosine", "after subtracting each expert's mean output", "their mean outputs"),
 }
-"""Measure of similarity -> its name, a second one that guards against a false reason, and what that one does."""
+"""Measure of similarity -> its name, a second one that guards against a false reason, how, and that reason."""
 
 
 def _similarity(results: Results) -> Finding | None:
@@ -29,7 +29,7 @@ def _similarity(results: Results) -> Finding | None:
     frame = every[(every["measure"] == measure) & every["median"].notna() & every["median_redrawn"].notna()]
     if measure not in MEASURES or frame.empty:
         return None
-    name, second, guarded = MEASURES[measure]
+    name, second, guarded, reason = MEASURES[measure]
     excess = frame["median"] - frame["median_redrawn"]
     best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     text = (
@@ -65,7 +65,7 @@ def _similarity(results: Results) -> Finding | None:
         f"Experts are most alike {where}" if len(frame) > 1 else f"Experts {where} are more alike than re-drawn ones"
     )
     if not beyond:
-        title += f", but not {guarded}"
+        title += f", but not beyond {reason}"
     return Finding("similarity", title, text)
 
 
