@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from transformers import AutoTokenizer, OlmoeForCausalLM
 
 from training.evaluate import HELD_OUT, NANO
@@ -72,9 +74,19 @@ def samples(folder: Path, held_out: pd.DataFrame, seed: int = 0) -> str:
     return "\n\n".join(parts)
 
 
-def saturation() -> str:
-    """The table of `moescope saturation` on this run's snapshots, where it was made; a column for each."""
-    path = WORK / "saturation.csv"
+def norm_gains(folder: Path) -> list[float]:
+    """Mean absolute weight of the norm before each layer's router and experts."""
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        names = sorted(
+            (name for name in weights.keys() if name.endswith("post_attention_layernorm.weight")),  # noqa: SIM118
+            key=lambda name: int(name.split(".")[2]),
+        )
+        return [weights.get_tensor(name).float().abs().mean().item() for name in names]
+
+
+def saturation(folder: Path) -> str:
+    """Figure and table of `moescope saturation` on this run's snapshots, where they were made; a column for each."""
+    path = WORK / "saturation" / "tables" / "saturation.csv"
     if not path.exists():
         return "Not measured for this version."
     frame = pd.read_csv(path)
@@ -86,7 +98,9 @@ def saturation() -> str:
     wide = pd.concat(parts, axis=1)
     wide.loc["mean"] = wide.mean()
     chance, chance1 = frame["topk_saturation_chance"].iloc[0], frame["top1_saturation_chance"].iloc[0]
+    shutil.copyfile(path.parents[1] / "figures" / "saturation_by_layer.png", folder / "saturation.png")
     return (
+        "![Router saturation by layer](saturation.png)\n\n"
         f"By percent of training; {frame['num_tokens'].iloc[0]:,} held-out tokens; chance is {chance:.3f} and "
         f"{chance1:.3f}."
         "\n\n" + table(wide.map("{:.2f}".format).reset_index())
@@ -118,9 +132,11 @@ def main() -> None:
             "pairs with lift ≥ 5": [measured["pairs_with_lift_of_5_by_domain"][n] for n in domains.index],
         }
     )
+    gains = norm_gains(folder)
     layers = pd.DataFrame(
         {
             "layer": range(config["num_hidden_layers"]),
+            "gain before the experts": [f"{v:.2f}" for v in gains],
             "least load": [f"{v:.2%}" for v in measured["load_min"]],
             "greatest load": [f"{v:.2%}" for v in measured["load_max"]],
             "excess mutual information (bits)": [f"{v:.3f}" for v in measured["mutual_information_excess_bits"]],
@@ -185,13 +201,17 @@ Share of a layer's assignments on the held-out documents; {even:.2%} would be ev
 its mean when the documents' labels are shuffled; {measured["layers_with_excess_of_0.15_bits"]} of
 {config["num_hidden_layers"]} layers have 0.15 bits or more.
 
+The gain is the mean absolute weight of the norm that scales what router and experts are given. Training turned it down
+in layer {min(range(len(gains)), key=gains.__getitem__)}: there the router's scores are nearly equal, so which experts
+it chooses hangs on little, and the experts add little.
+
 {table(layers)}
 
 ## Router saturation
 
 Share of a token's experts that a checkpoint and the final model have in common.
 
-{saturation()}
+{saturation(folder)}
 
 ## Samples
 
