@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from moescope.analyses.relations import Related
     from moescope.corpora import Corpus
     from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
@@ -51,10 +52,20 @@ class Run:
         """One labelled dataset per analysis, by its name."""
         return {name: analysis.table(self.statistics, self.context) for name, analysis in self.analyses.items()}
 
+    @cached_property
+    def relations(self) -> list[Related]:
+        """How one table's answer goes with another's; empty where the run has no two that are known to belong."""
+        from moescope.analyses.relations import relate
+
+        return relate(self.tables, seed=self.context.seed)
+
     def frames(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """The tables as rows, by file name without suffix."""
+        from moescope.analyses import relations
+
         for name, analysis in self.analyses.items():
             yield from analysis.frames(self.tables[name], self.context).items()
+        yield from relations.frames(self.relations).items()
 
     def arrays(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         """What would be silly as rows, by file name without suffix."""
@@ -68,8 +79,12 @@ class Run:
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """Figures by file name without suffix, one at a time."""
+        from moescope.analyses import relations
+
         for name, analysis in self.analyses.items():
             yield from analysis.figures(self.tables[name], self.context)
+        if self.relations:
+            yield "relations", relations.figure(self.relations, self.context)
 
     def write(self, folder: ResultsFolder) -> None:
         """Writes tables, arrays, state, figures and manifest into a folder in the making."""
