@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter, validators
 
 from moescope.cli.capture import DEFAULT_FOLDER, command_line, load, may_download
 from moescope.cli.intervene_terminal import tell
-from moescope.cli.options import AT_LEAST_ONE, Loudness, ModelChoice, ModelOptions, OutputOptions
+from moescope.cli.options import AT_LEAST_ONE, InterveneOptions, ModelOptions
 from moescope.cli.terminal import quieten, say, working
 from moescope.errors import UsageError
 
@@ -24,12 +23,6 @@ PROMPT = Group.create_ordered("Prompt")
 CHANGE = Group.create_ordered("Change")
 READING = Group.create_ordered("Reading")
 SWEEP = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-
-@Parameter(name="*")
-@dataclass(kw_only=True)
-class InterveneOptions(Loudness, OutputOptions, ModelChoice):
-    """What `intervene` can be told beside the prompt and the changes."""
 
 
 def intervene(

@@ -164,6 +164,12 @@ class WeightsOptions(Loudness, OutputOptions, ModelOptions):
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
+class InterveneOptions(Loudness, OutputOptions, ModelChoice):
+    """What an intervention on a prompt can be told beside the prompt and the changes."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
 class CaptureOptions(Loudness, DepthOptions, RunOptions, TextOptions, ModelOptions):
     """What a run of text through a model can be told."""
 

@@ -1,0 +1,166 @@
+"""`moescope intervene` and `interv.py`: what is printed and left behind, and what is refused."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from moescope.cli import thesis
+from moescope.report.folder import Results
+
+PROMPT = "the court of appeal"
+KL_COLUMNS = {"change", "value", "position", "token", "kl", "control_kl_median", "control_kl_low", "control_kl_high"}
+
+
+@pytest.fixture
+def intervene(moescope, tiny):
+    def run(*words, prompt=PROMPT):
+        return moescope("intervene", "--model", tiny, "--prompt", prompt, *words)
+
+    return run
+
+
+def read(folder, name):
+    return pd.read_csv(folder / "tables" / f"{name}.csv", keep_default_na=False, na_values=[""])
+
+
+def chosen(here, intervene, layer, target):
+    """The experts a token chose, from the command's own table."""
+    assert intervene("--layer", layer, "--expert", 0, "--target-index", target, "--out", "asked").code == 0
+    experts = read(here / "asked", "experts")
+    return experts[experts["index"] == target].sort_values("rank")["expert"].tolist()
+
+
+def test_no_change_named_is_a_sweep(intervene, here):
+    outcome = intervene("--layer", 1, "--expert", 5, "--target-index", 4)
+    assert outcome.code == 0, outcome.err
+    folder = here / "results" / "intervene"
+    assert outcome.out.splitlines()[-1] == "Results: results/intervene"
+    lines = outcome.out.splitlines()
+    for index, character in enumerate(PROMPT):
+        shown = character.replace(" ", "␣")
+        assert any(
+            line.split()[:3] == ["→", "4", shown] if index == 4 else line.split()[:2] == [str(index), shown]
+            for line in lines
+        ), index
+    assert "Expert 5 of layer 1 at token 4 (c)" in outcome.out
+    assert "KL(base ‖ changed) at token 4 (c), nats" in outcome.out
+    kl = read(folder, "kl")
+    assert set(kl.columns) > KL_COLUMNS
+    assert sorted(set(kl["value"])) == [0, 0.05, 0.1, 0.2, 0.5, 1]
+    assert len(kl) == 6 * (len(PROMPT) - 4)
+    assert (kl["num_controls"] == 7).all()
+    assert "7 controls instead of 20" in outcome.err
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("sweep", "kl_by_position") for kind in ("pdf", "png")
+    }
+    known = json.loads((folder / "intervene.json").read_text(encoding="utf-8"))
+    assert known["target_index"] == 4
+    assert [token["token"] for token in known["tokens"]] == [character.replace(" ", "␣") for character in PROMPT]
+    assert len(known["tables"]["kl"]) == len(kl)
+    manifest = Results.read(folder).manifest
+    assert (manifest.command, manifest.layers, manifest.options["change"]) == ("intervene", [1], "set")
+    assert manifest.corpus == "embedded"
+    assert manifest.options["values"] == [0, 0.05, 0.1, 0.2, 0.5, 1]
+
+
+def test_the_thesis_command(moescope, here, tiny):
+    words = ["--prompt", "Data collected by Barack Obama", "--target_idx", 4, "--expert_id", 5, "--layer", 1]
+    made = []
+
+    def app():
+        made.append(thesis.new_app("interv.py", ""))
+        made[-1].default(thesis.intervene)
+        return made[-1]
+
+    outcome = moescope("--model", tiny, *words, app=app)
+    assert outcome.code == 0, outcome.err
+    assert len(set(read(here / "results" / "intervene", "kl")["value"])) == 6
+
+
+def test_every_kind_of_change(intervene, here):
+    first, second = chosen(here, intervene, 2, 3)
+    at = ["--layer", 2, "--target-index", 3, "--expert"]
+    for name, words in {
+        "scale": [first, "--scale", 0, 0.5, 1, 2, 4],
+        "set": [first, "--set", 0.2],
+        "ablate": [first, "--ablate"],
+        "replace": [first, "--replace", "--renormalise"],
+        "two": [first, second, "--scale", -1],
+        "all": [0, "--replace", "--positions", "all", "--generate", 6],
+        "some": [first, "--set", 0.5, "--positions", 3, 7, -1],
+    }.items():
+        outcome = intervene(*at, *words, "--out", name)
+        assert outcome.code == 0, outcome.err
+    scale = read(here / "scale", "kl")
+    assert (scale[scale["value"] == 1]["kl"] == 0).all()
+    ablate = read(here / "ablate", "kl")
+    assert scale[scale["value"] == 0]["kl"].tolist() == pytest.approx(ablate["kl"].tolist(), abs=1e-12)
+    assert (ablate["num_other_choices"] == 1).all()
+    assert ablate["change"].unique().tolist() == ["ablated"]
+    generated = read(here / "all", "continuations")
+    assert generated["run"].tolist() == ["base", "changed", "control"]
+    assert (generated["num_tokens"] == 6).all()
+    assert "next_tokens.pdf" in {path.name for path in (here / "ablate" / "figures").iterdir()}
+    assert json.loads((here / "two" / "intervene.json").read_text())["experts"][1]["expert"] == second
+    assert Results.read(here / "some").manifest.options["positions"] == [3, 7, -1]
+    assert Results.read(here / "all").manifest.options["positions"] == "all"
+
+
+def test_experts_of_several_layers(intervene, here):
+    outcome = intervene("--layer", 1, 3, "--expert", 5, 2, "--set", 0.3, "--target-index", -2)
+    assert outcome.code == 0, outcome.err
+    known = json.loads((here / "results" / "intervene" / "intervene.json").read_text())
+    assert [(each["layer"], each["expert"]) for each in known["experts"]] == [(1, 5), (3, 2)]
+    assert known["target_index"] == len(PROMPT) - 2
+    # Both are changed: the effect is another than that of either.
+    kl = read(here / "results" / "intervene", "kl")["kl"]
+    for layer, expert in ((1, 5), (3, 2)):
+        assert intervene("--layer", layer, "--expert", expert, "--set", 0.3, "--target-index", -2).code == 0
+        assert read(here / "results" / f"intervene-{2 if layer == 1 else 3}", "kl")["kl"].tolist() != kl.tolist()
+
+
+def test_the_same_seed_leaves_the_same_tables(intervene, here):
+    for name in ("a", "b"):
+        assert intervene("--layer", 1, "--expert", 5, "--generate", 3, "--controls", 3, "--out", name).code == 0
+    for path in (here / "a" / "tables").glob("*.csv"):
+        assert path.read_bytes() == (here / "b" / "tables" / path.name).read_bytes()
+    assert (here / "a" / "intervene.json").read_bytes() == (here / "b" / "intervene.json").read_bytes()
+
+
+def test_what_cannot_be_done_leaves_nothing(intervene, here, moescope, tiny):
+    taken = chosen(here, intervene, 1, 4)
+    other = next(expert for expert in range(8) if expert not in taken)
+    at = ["--layer", 1, "--expert"]
+    for words, messages in (
+        ([*at, 5, "--target-index", 19], ["target index 19", "19 tokens", "0 t, 1 h, 2 e"]),
+        ([*at, other, "--target-index", 4, "--scale", 2], ["did not choose", f"{taken[0]} (", "--set"]),
+        ([*at, other, "--target-index", 4, "--ablate"], ["did not choose", f"{taken[1]} (", "--set"]),
+        ([*at, 8], ["no expert 8", "0-7"]),
+        ([*at, -1], ["no expert -1"]),
+        (["--layer", 4, "--expert", 0], ["layer 4", "0-3"]),
+        ([*at, 5, "--scale", 1, "--set", 1], ["--scale and --set were given together"]),
+        ([*at, 5, "--ablate", "--replace"], ["--ablate and --replace"]),
+        ([*at, 5, 6, "--set", 0.1, 0.2], ["2 values to sweep for 2 experts"]),
+        ([*at, 5, 6], ["6 values to sweep for 2 experts", "--ablate"]),
+        ([*at, 5, 5, "--set", 0.1], ["named twice"]),
+        (["--layer", 1, 2, "--expert", 5, "--set", 0.1], ["2 layers for 1 experts"]),
+        ([*at, 5, "--positions", "some"], ["--positions some", "all"]),
+        ([*at, 5, "--positions", 40], ["position 40 is past the prompt"]),
+        ([*at, 5, "--set", "nan"], ["value of nan"]),
+        ([*at, 5, "--set", "much"], ["much"]),
+        ([*at, 5, "--generate", 250], ["250 more", "256"]),
+        ([*at, 5, "--controls", 0], [">= 1"]),
+        ([*at], ["--expert"]),
+        (["--expert", 5], ["--layer"]),
+        ([*at, 5, "--out", "asked"], ["exists already"]),
+    ):
+        outcome = intervene(*words)
+        assert outcome.code == 2, words
+        assert all(message in outcome.err for message in messages), outcome.err
+    for prompt, message in (("", "prompt is empty"), ("  ", "prompt is empty"), ("x" * 300, "300 tokens")):
+        outcome = intervene(*at, 5, prompt=prompt)
+        assert outcome.code == 2
+        assert message in outcome.err
+    assert "--prompt" in moescope("intervene", "--model", tiny, *at, 5).err
+    assert [path.name for path in here.iterdir()] == ["asked"]
