@@ -26,7 +26,8 @@ def feed(
     Args:
         model: The model to listen to.
         batches: Batches of text.
-        statistics: Accumulators; those that look at a layer not in `layers` get nothing of it.
+        statistics: Accumulators; those that look at a layer not in `layers` get nothing of it, and those fed with
+            expert outputs are given only the layers they were made for.
         layers: MoE layers to look at; the forward pass stops after the deepest unless someone needs predictions.
         on_batch: Called after each batch with the number of tokens it counted.
     """
@@ -50,7 +51,8 @@ def feed(
 
     def on_outputs(outputs: ExpertOutputs) -> None:
         for statistic in of_outputs:
-            statistic.update(outputs)
+            if outputs.routing.layer in statistic.layers:
+                statistic.update(outputs)
 
     for batch in batches:
         kept.clear()

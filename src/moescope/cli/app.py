@@ -13,10 +13,13 @@ from moescope.cli.atlas import atlas
 from moescope.cli.capture import run_analyses
 from moescope.cli.info import info
 from moescope.cli.intervene import intervene
+from moescope.cli.map import map_outputs
 from moescope.cli.options import CaptureOptions
+from moescope.cli.profile import profile
 from moescope.cli.report import report
 from moescope.cli.saturation import saturation
 from moescope.cli.similarity import similarity
+from moescope.cli.weights import weights
 from moescope.report import words
 
 LOOK = Group.create_ordered("Look at a model")
@@ -30,7 +33,13 @@ TRAINING_RUN = Group.create_ordered("Compare a model with its past")
 OTHER = Group.create_ordered("Also")
 
 # Analyses whose command has options of its own; the others have theirs without more ado.
-OWN_COMMANDS: dict[str, Callable[..., None]] = {"atlas": atlas, "similarity": similarity}
+OWN_COMMANDS: dict[str, Callable[..., None]] = {
+    "atlas": atlas,
+    "map": map_outputs,
+    "similarity": similarity,
+    "profile": profile,
+    "weights": weights,
+}
 
 HELP = """Look into a Mixture-of-Experts language model: how its router decides, what each expert does, whether experts
 specialize.

@@ -5,7 +5,10 @@ As the thesis ran them:
 `router_decisive.py --num_tokens 100000 --layers 1 7 15`,
 `router_stats.py --num_tokens 100000 --layers 1`,
 `router_metrics.py --num_tokens 10000 --layers 1 7 15 --num_experts 64 --topk 8 --num_domains 22`,
-`sim.py --num_tokens 10000 --layers 1 --method CKA`.
+`sim.py --num_tokens 10000 --layers 1 --method CKA`,
+`dim_reduc.py --num_tokens 10000 --layers 1 7 15`,
+`profiles.py --expert_id 9 --layer 1`,
+`interv.py --prompt "Data collected by Barack Obama" --target_idx 4 --expert_id 9 --layer 1`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ from typing import TYPE_CHECKING
 from moescope.cli.app import new_app
 from moescope.cli.capture import run_analyses
 from moescope.cli.failures import launch
+from moescope.cli.intervene import intervene
+from moescope.cli.map import map_outputs
 from moescope.cli.options import CaptureOptions, Count
+from moescope.cli.profile import profile
 from moescope.cli.similarity import similarity
 from moescope.errors import UsageError
 
@@ -86,6 +92,29 @@ def sim() -> int:
     """Entry point of `sim.py`: how alike experts' outputs are."""
     app = new_app("sim.py", "How alike experts' outputs are. The same as `moescope similarity`.")
     app.default(similarity)
+    return launch(app)
+
+
+def profiles() -> int:
+    """Entry point of `profiles.py`: who an expert is."""
+    app = new_app("profiles.py", "Who an expert is. The same as `moescope profile`.")
+    app.default(profile)
+    return launch(app)
+
+
+def interv() -> int:
+    """Entry point of `interv.py`: what happens when an expert is turned up, down or off."""
+    app = new_app(
+        "interv.py", "What happens when an expert is turned up, down or off. The same as `moescope intervene`."
+    )
+    app.default(intervene)
+    return launch(app)
+
+
+def dim_reduc() -> int:
+    """Entry point of `dim_reduc.py`: where experts' outputs lie."""
+    app = new_app("dim_reduc.py", "Where experts' outputs lie. The same as `moescope map`.")
+    app.default(map_outputs)
     return launch(app)
 
 

@@ -20,6 +20,8 @@ _BELONGS_TO = {
     "routing_": "distributions",
     "weights_": "distributions",
     "specialists": "usage",
+    "promoted_": "contribution",
+    "mean_outputs": "contribution",
 }
 
 

@@ -156,6 +156,9 @@ class ExpertContribution(Statistic):
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: `num_selected`, each of `MEANS` with `_ci_low`, `_ci_high`, and `output_share` likewise.
 
+        `output_share_choosing` and `output_share_measured` are from two halves of the documents: what was chosen as the
+        largest on one is to be shown as measured on the other.
+
         Also by `layer, domain, expert`: `num_selected_by_domain` and each of `MEANS` with `_by_domain`; by `layer`
         (and `domain`): `num_tokens`. NaN where an expert saw no token.
         """
@@ -180,12 +183,20 @@ class ExpertContribution(Statistic):
         tokens_LGE = tokens_LG.unsqueeze(2).expand_as(selected_LGE)
         ratios["output_share"] = state["share_sum_LGE"], tokens_LGE, "share", words
         for name, (sums_LGE, counts_LGE, units, definition) in ratios.items():
-            mean_LE = sums_LGE.sum(1) / counts_LGE.sum(1)
-            without_LGE = (sums_LGE.sum(1, keepdim=True) - sums_LGE) / (counts_LGE.sum(1, keepdim=True) - counts_LGE)
-            ends = interval(mean_LE, without_LGE.transpose(0, 1), counts_LGE.transpose(0, 1) > 0)
+            mean_LE, *ends = _with_interval(sums_LGE, counts_LGE)
             variables[name] = _variable(by_expert, mean_LE, units, definition)
             for end, values_LE in zip(("low", "high"), ends, strict=True):
                 variables[f"{name}_ci_{end}"] = _variable(by_expert, values_LE, units, f"{end} end, {jackknife}")
+        half = self.num_groups // 2
+        variables["num_tokens_measured"] = _variable(
+            ("layer",), tokens_LG[:, half:].sum(1), "tokens", "tokens counted of the documents measured on"
+        )
+        for words, chosen in (("choosing", slice(0, half)), ("measured", slice(half, None))):
+            sums_LGE, counts_LGE = state["share_sum_LGE"][:, chosen], tokens_LGE[:, chosen]
+            definition = f"output_share on {counts_LGE.shape[1]} of the {self.num_groups} groups of documents"
+            names = [f"output_share_{words}", *(f"output_share_{words}_ci_{end}" for end in ("low", "high"))]
+            for name, values_LE in zip(names, _with_interval(sums_LGE, counts_LGE), strict=True):
+                variables[name] = _variable(by_expert, values_LE, "share", definition)
         for key, (name, units, definition) in MEANS.items():
             means_LDE = state[f"{key}_sum_LDE"] / state["num_selected_LDE"]
             variables[f"{name}_by_domain"] = _variable(by_domain, means_LDE, units, f"{definition}; by domain")
@@ -193,6 +204,13 @@ class ExpertContribution(Statistic):
             variables,
             coords={"layer": self.layers, "domain": self.domains, "expert": np.arange(self.num_experts)},
         )
+
+
+def _with_interval(sums_LGE: Tensor, counts_LGE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ratio of sums over groups, and the ends of its interval."""
+    mean_LE = sums_LGE.sum(1) / counts_LGE.sum(1)
+    without_LGE = (sums_LGE.sum(1, keepdim=True) - sums_LGE) / (counts_LGE.sum(1, keepdim=True) - counts_LGE)
+    return mean_LE, *interval(mean_LE, without_LGE.transpose(0, 1), counts_LGE.transpose(0, 1) > 0)
 
 
 def _variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple:

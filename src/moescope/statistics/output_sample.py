@@ -145,7 +145,7 @@ class OutputSample(Statistic):
         starts_E = torch.searchsorted(sorted_C, torch.arange(self.num_experts, device=self.device))
         ranks_C = torch.arange(order_C.shape[0], device=self.device) - starts_E[sorted_C]
         best = (ranks_C < self.num_samples).nonzero().squeeze(1)
-        # A table of candidates beside the table of those kept: each row is sorted, the first N columns stay. The order is
+        # A table of candidates beside the table of those kept: each row is sorted, the first N columns stay. Sorting is
         # stable, so that places left empty are those that were.
         kept_EN = self.state["hashes_LEN"][position]
         rivals_EN = torch.full_like(kept_EN, _EMPTY)
