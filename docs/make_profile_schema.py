@@ -1,7 +1,4 @@
-"""Writes docs/profile.schema.json, the JSON Schema of an expert's profile, from the models in the code.
-
-    python docs/make_profile_schema.py
-"""
+"""Writes docs/profile.schema.json, the JSON Schema of an expert's profile: `python docs/make_profile_schema.py`."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast, get_args
 
 import numpy as np
@@ -12,13 +12,16 @@ import pandas as pd
 import xarray as xr
 
 from moescope.analyses import profile_table as parts
+from moescope.analyses.atlas import Atlas
 from moescope.analyses.base import Analysis, Context
 from moescope.analyses.coactivation import cooccurrence
+from moescope.analyses.contribution import expert_contribution
 from moescope.analyses.profile_records import ProfileMaker
 from moescope.analyses.similarity import Similarity
 from moescope.analyses.usage import Usage
 from moescope.analyses.vocabulary import MOST_BYTES, token_usage
-from moescope.errors import MoescopeWarning, UsageError
+from moescope.analyses.weights import Weights
+from moescope.errors import UsageError
 from moescope.statistics.contexts import TopContexts
 from moescope.statistics.margins import SelectionMargins
 from moescope.statistics.token_sample import TokenSample
@@ -46,7 +49,8 @@ class Profile(Analysis):
         num_contexts: Contexts kept of each expert, one of a document.
         num_samples: Tokens that labels are chosen and scored on.
         num_pages: Experts with a page where all are profiled.
-        neighbours: Whether experts' outputs are compared (every expert is then run on a sample).
+        neighbours: Whether experts are compared by output (every expert is run on a sample) and by weight.
+        effects: Whether the effect of ablating each is estimated (a backward pass over a sample).
     """
 
     name = "profile"
@@ -58,6 +62,7 @@ class Profile(Analysis):
     num_samples: int = 20_000
     num_pages: int = 3
     neighbours: bool = True
+    effects: bool = True
 
     def check(self, context: Context) -> None:
         """Refuses experts that do not exist."""
@@ -66,7 +71,7 @@ class Profile(Analysis):
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """Counts of use, tokens and pairs; margins; contexts; samples of tokens and of inputs."""
         model, layers = context.model, list(context.layers)
-        statistics = Usage().statistics(context) | cooccurrence(context)
+        statistics = Usage().statistics(context) | cooccurrence(context) | expert_contribution(context)
         for reading in self._readings(context):
             statistics |= token_usage(context, reading)
         statistics["contexts"] = TopContexts(
@@ -89,8 +94,8 @@ class Profile(Analysis):
             seed=context.seed,
             device=model.device,
         )
-        if self._compares(context):
-            statistics |= _SIMILARITY.statistics(context)
+        for other in self._others(context):
+            statistics |= other.statistics(context)
         return statistics
 
     def _readings(self, context: Context) -> list[Reading]:
@@ -101,14 +106,13 @@ class Profile(Analysis):
         kept = sorted(wanted, key=["input", "predicted", "next"].index)[: max(1, MOST_BYTES // each)]
         return cast("list[Reading]", kept)
 
-    def _compares(self, context: Context) -> bool:
-        if not self.neighbours:
-            return False
-        try:
-            _SIMILARITY.check(context)
-        except UsageError:
-            return False
-        return True
+    def _others(self, context: Context) -> list[Analysis]:
+        """Analyses whose tables profiles draw on, without those that can't be answered."""
+        asked: list[Analysis] = [
+            *([_SIMILARITY, _WEIGHTS] if self.neighbours else []),
+            *([_ATLAS] if self.effects else []),
+        ]
+        return [other for other in asked if _refusal(other, context) is None]
 
     def table(self, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
         """By `layer, expert` (and `domain`, `reading`, `context`, `window`, ...): all that profiles hold."""
@@ -119,15 +123,25 @@ class Profile(Analysis):
             parts.contexts_part(statistics["contexts"]),
             parts.margins_part(statistics["margins"]),
             parts.labels_part(statistics["token_sample"], context),
+            parts.outputs_part(statistics["contribution"], context),
         ]
-        if self._compares(context):
-            try:
-                tables.append(parts.outputs_part(_SIMILARITY.table(statistics, context)))
-            except UsageError as error:
-                warnings.warn(f"no neighbours in profiles: {error.found}", MoescopeWarning, stacklevel=2)
+        missing: dict[str, str] = {}
+        for other, name, make in (
+            (_SIMILARITY, "nearest_by_output", parts.alike_part),
+            (_WEIGHTS, "nearest_by_weight", parts.weights_part),
+            (_ATLAS, "effect", parts.effect_part),
+        ):
+            if other in self._others(context):
+                try:
+                    tables.append(make(context.once(f"{other}", partial(other.table, statistics, context))))
+                except UsageError as error:
+                    missing[f"missing_{name}"] = error.found
+            elif (why := _refusal(other, context)) is not None:
+                missing[f"missing_{name}"] = why
         table = xr.merge(tables, combine_attrs="override", compat="override", join="exact")
         for part in tables:
             table.attrs |= part.attrs
+        table.attrs |= missing
         table.attrs["selects_by"] = context.model.router.selects_by
         return table
 
@@ -183,6 +197,17 @@ class Profile(Analysis):
 
 
 _SIMILARITY = Similarity(control=False)
+_WEIGHTS = Weights()
+_ATLAS = Atlas()
+
+
+def _refusal(other: Analysis, context: Context) -> str | None:
+    """Why an analysis can't be asked in this run; None if it can."""
+    try:
+        other.check(context)
+    except UsageError as error:
+        return error.found
+    return None
 
 
 def title(layer: int, expert: int) -> str:

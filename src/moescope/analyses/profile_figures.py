@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from matplotlib.patches import Rectangle
 
 from moescope.analyses.drawing import quantiles_over_pairs, spread
 from moescope.figures import caption, charts, style, styled
-from moescope.figures.shaded_text import LINE_SPACING, MONOSPACED, drawable, fitting, shaded_text, text_width
+from moescope.figures.shaded_text import LINE_SPACING, MONOSPACED, drawable, fitting, shaded_text, text_width, wrapped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +28,6 @@ ROW = 9.2
 """Points from one line of a list to the next."""
 MOST_DOMAINS = 30
 LIST_ROWS = 8
-
-Row = tuple[str, str, float]
-"""Text, number, length of the bar behind it (0 to 1)."""
 
 
 @styled
@@ -54,7 +50,7 @@ def page(profile: ExpertProfile, context: Context) -> Figure:
     name = fitting(f"Expert {profile.expert} of layer {profile.layer} · {profile.model.name}", 11, WIDTH - 12, _SANS)
     whole.text(MARGIN, 17, name, fontsize=11, weight="bold")
     for row, (text, colour) in enumerate(head):
-        whole.text(MARGIN, 30 + 10.4 * row, fitting(text, 7, WIDTH - 12, _SANS), fontsize=7, color=colour)
+        whole.text(MARGIN, 30 + 10.4 * row, text, fontsize=7, color=colour)
 
     def place(left: float, width: float, first: float, last: float) -> Axes:
         bottom = 1 - last / POINTS / inches
@@ -76,8 +72,7 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
     if label is None:
         lines.append((f"no label: {profile.missing.get('label', '')}", style.INK))
     else:
-        text = drawable(f"statistical label: {label.text}", _SANS)
-        lines += [(line, style.INK) for line in textwrap.wrap(text, 112)[:2]]
+        lines.append((f"statistical label: {label.text}", style.INK))
         reach = _reach(label.ci_low, label.ci_high, "{:.2f}")
         lines.append(
             (
@@ -95,7 +90,7 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
     lines.append((used, style.NEUTRAL))
     if usage.num_selected:
         margins = (
-            f"largest weight of its token's experts in {_said(router.first_rank_share, '{:.0%}')} · mean weight "
+            f"ranked first for {_said(router.first_rank_share, '{:.0%}')} of its tokens · mean weight "
             f"{_said(router.weight, '{:.3g}')} · margin {_said(router.margin, '{:.3g}')}, at the boundary "
             f"{_said(router.boundary_margin, '{:.3g}')}, its own lead {_said(router.lead, '{:.3g}')} "
             f"({router.selects_by})"
@@ -108,7 +103,7 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
             (f"ablating it changes the loss by {effect.delta_loss:+.2g} {effect.units}{reach} ({effect.method})",
              style.NEUTRAL)
         )  # fmt: skip
-    return lines
+    return [(line, colour) for text, colour in lines for line in wrapped(text, 7, WIDTH - 2 * MARGIN, _SANS)]
 
 
 def _said(value: float | None, form: str) -> str:
@@ -205,14 +200,10 @@ def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
         rows = [(token.text, token.logit, f"{token.logit:.2f}") for token in profile.promoted.promoted]
         lowers.append(("its output promotes", rows))
     together = [
-        (
-            f"expert {other.expert}",
-            _over(other.lift, other.lift_independent),
-            _times(other.lift, other.lift_independent),
-        )
+        (f"expert {other.expert}", other.lift or 0.0, f"×{_said(other.lift, '{:.1f}')}")
         for other in profile.coactivated
     ]
-    lowers.append(("selected together", together))
+    lowers.append(("selected together, lift", together))
     for title, kind in (("like it, by output", profile.nearest_by_output), ("by weight", profile.nearest_by_weight)):
         if kind is not None:
             rows = [(f"expert {near.expert}", near.similarity, f"{near.similarity:.2f}") for near in kind.nearest]
@@ -223,14 +214,6 @@ def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
         for column, (title, rows) in enumerate(lists):
             _list(ax, title, rows[:LIST_ROWS], left + column * (width + gap), y, width)
         y += LIST_ROWS * ROW + 26.0
-
-
-def _over(lift: float | None, chance: float | None) -> float:
-    return lift / chance if lift is not None and chance else 0.0
-
-
-def _times(lift: float | None, chance: float | None) -> str:
-    return f"×{_over(lift, chance):.1f}"
 
 
 @styled
@@ -267,10 +250,10 @@ def _context_height(profile: ExpertProfile, place: int) -> float:
 
 @styled
 def _draw_contexts(ax: Axes, profile: ExpertProfile, top: float) -> None:
-    ax.text(MARGIN, top + 8, "where it puts out most", fontsize=7)
+    ax.text(MARGIN, top + 8, "where it puts out most, and how much (w ‖o‖)", fontsize=7)
     if not profile.contexts:
         why = profile.missing.get("contexts", "")
-        ax.text(_CONTEXT_LEFT + 36, top + 8, fitting(why, 7, 380, _SANS), fontsize=7, color=style.NEUTRAL)
+        ax.text(_CONTEXT_LEFT + 110, top + 8, fitting(why, 7, 380, _SANS), fontsize=7, color=style.NEUTRAL)
     highest = max((value for context in profile.contexts for value in context.values), default=0.0)
     y = top + 14.0
     for place, context in enumerate(profile.contexts):

@@ -255,9 +255,15 @@ class ProfileMaker:
             return None
         lists = {
             kind: [
-                schema.PromotedToken(token_id=token_id, text=self.texts[token_id], logit=_rounded(logit))
-                for token_id, logit in zip(
-                    self._at(f"{kind}_token_id", at).tolist(), self._at(f"{kind}_logit", at).tolist(), strict=True
+                schema.PromotedToken(
+                    token_id=token_id,
+                    text=self.texts[token_id],
+                    logit=_rounded(logit),
+                    logit_above_layer=_rounded(above),
+                )
+                for token_id, logit, above in zip(
+                    *(self._at(f"{kind}_{what}", at).tolist() for what in ("token_id", "logit", "logit_above_layer")),
+                    strict=True,
                 )
                 if token_id >= 0 and math.isfinite(logit)
             ]

@@ -144,7 +144,8 @@ class PromotedToken(_Part):
 
     token_id: int
     text: str = Field(description=VISIBLE)
-    logit: float = Field(description="mean output times the token's row of the unembedding, as the run defines it")
+    logit: float = Field(description="what the mean output adds to the token's logit, as `definition` says")
+    logit_above_layer: float = Field(description="the same less its mean over the layer's experts")
 
 
 class Promoted(_Part):

@@ -10,7 +10,9 @@ import numpy as np
 import xarray as xr
 
 from moescope.analyses.coactivation import MIN_EXPECTED
+from moescope.analyses.contribution import promoted_tokens
 from moescope.analyses.labels import Label, Part, labels
+from moescope.analyses.weights import leading
 from moescope.models.token_text import token_texts
 from moescope.statistics.tokens import Reading, TokenUsage
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from moescope.analyses.base import Context
     from moescope.statistics.base import Statistic
+    from moescope.statistics.contribution import ExpertContribution
     from moescope.statistics.token_sample import TokenSample
 
 TOP_TOKENS = 10
@@ -206,7 +209,23 @@ def _with_lift(text: str, part: Part) -> str:
     return f"{text} ×{part.lift:.1f}"
 
 
-def outputs_part(similarity: xr.Dataset) -> xr.Dataset:
+def outputs_part(statistic: Statistic, context: Context) -> xr.Dataset:
+    """How much each expert puts out, and, of a complete model, which tokens its mean output promotes."""
+    contribution = cast("ExpertContribution", statistic)
+    table = contribution.compute()[["output_norm_mean", "saliency_mean"]]
+    promoted = promoted_tokens(contribution, context, TOP_TOKENS)
+    if promoted is None:
+        why = "the model was loaded without its head (--predictions loads it)"
+        return table.assign_attrs(missing_promoted=why)
+    kinds = [
+        f"{kind}_{what}" for kind in ("promoted", "suppressed") for what in ("token_id", "logit", "logit_above_layer")
+    ]
+    return table.merge(promoted[kinds].rename(place="promoted_place"), combine_attrs="override").assign_attrs(
+        promoted.attrs
+    )
+
+
+def alike_part(similarity: xr.Dataset) -> xr.Dataset:
     """The experts whose outputs on the same tokens are most like each one's, by debiased CKA."""
     name, measure = "nearest_by_output", "cka"
     variables = nearest(similarity[measure].values, name, "highest debiased CKA of outputs on the same tokens")
@@ -216,4 +235,39 @@ def outputs_part(similarity: xr.Dataset) -> xr.Dataset:
     definition = similarity[measure].attrs["definition"]
     sample = f"all experts on the same {int(similarity['num_samples'].max()):,} tokens"
     attrs = {f"{name}_measure": measure, f"{name}_definition": f"{definition}; {sample}"}
+    return xr.Dataset(variables, attrs=attrs)
+
+
+def weights_part(weights: xr.Dataset) -> xr.Dataset:
+    """The experts whose weights are most like each one's: with neurons matched, if any were."""
+    name, measure = "nearest_by_weight", leading(weights)
+    definition = str(weights[measure].attrs["definition"])
+    matched, possible = (
+        int(weights["num_pairs_matched"].min()),
+        weights.sizes["expert"] * (weights.sizes["expert"] - 1) // 2,
+    )
+    if "matched" in measure and matched < possible:
+        definition += f"; among {matched:,} of {possible:,} pairs of experts, drawn at random"
+    variables = nearest(weights[measure].values, name, f"highest {measure.replace('_', ' ')}")
+    others = [key for key in ("router_centred_cosine",) if key in weights]
+    for key in (measure, *others):
+        values = picked(weights[key].values, variables[f"{name}_expert"][1])
+        variables[f"{name}_{key}"] = ((*PAIR, "neighbour"), values, dict(weights[key].attrs))
+    return xr.Dataset(variables, attrs={f"{name}_measure": measure, f"{name}_definition": definition})
+
+
+def effect_part(atlas: xr.Dataset) -> xr.Dataset:
+    """What ablating each expert does to the loss, over all domains and for each."""
+    variables: dict[str, Any] = {}
+    for end in ("", "_ci_low", "_ci_high"):
+        of = atlas[f"delta_loss{end}"]
+        variables[f"effect{end}"] = (PAIR, of.values[:, 0], dict(of.attrs))
+        variables[f"effect_by_domain{end}"] = (("layer", "domain", "expert"), of.values[:, 1:], dict(of.attrs))
+    about = atlas["delta_loss"].attrs
+    attrs = {
+        "effect_method": {"gradient": "first-order estimate", "exact": "ablated"}[str(atlas.attrs["method"])],
+        "effect_definition": about["definition"],
+        "effect_units": about["units"],
+        "effect_num_tokens": int(atlas["num_tokens"].values[0]),
+    }
     return xr.Dataset(variables, attrs=attrs)

@@ -65,6 +65,18 @@ def fitting(text: str, size: float, width: float, family: str = MONOSPACED) -> s
     return "".join(kept) + ELLIPSIS
 
 
+def wrapped(text: str, size: float, width: float, family: str = MONOSPACED, most_lines: int = 2) -> list[str]:
+    """Drawable text as lines of at most `width` points, broken at spaces; the last is cut where more would follow."""
+    lines: list[str] = []
+    for word in drawable(text, family).split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and (len(lines) == most_lines or text_width(longer, size, family) <= width):
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [fitting(line, size, width, family) for line in lines]
+
+
 @styled
 def shaded_text(
     ax: Axes,

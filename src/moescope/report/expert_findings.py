@@ -83,7 +83,7 @@ def _most_alike(results: Results, measure: str, layer: int) -> str:
 
 def _labels(results: Results) -> Finding | None:
     frame = results.table("profile")
-    if frame is None:
+    if frame is None or results.table("profile_best") is None:  # only some experts were asked for
         return None
     labelled = frame[(frame["label"] != "") & frame["balanced_accuracy"].notna()]
     known = labelled[labelled["ci_low"].notna()]
