@@ -45,11 +45,12 @@ class Plane:
 
 def comparable(points: NDArray[np.floating], metric: Metric) -> NDArray[np.float64]:
     """Points whose Euclidean distances are those wanted: for "cosine" each is divided by its norm (0 stays 0)."""
-    points = np.asarray(points, np.float64)
+    exact: NDArray[np.float64] = np.asarray(points, np.float64)
     if metric == "euclidean":
-        return points
-    norms = np.linalg.norm(points, axis=1, keepdims=True)
-    return np.asarray(points / np.where(norms > 0, norms, 1.0), np.float64)
+        return exact
+    norms = np.linalg.norm(exact, axis=1, keepdims=True)
+    exact = exact / np.where(norms > 0, norms, 1.0)
+    return exact
 
 
 def project(
