@@ -16,18 +16,27 @@ MOST_TOKENS = 10
 
 def tell(study: Study) -> None:
     """Prints a study."""
-    show(_prompt(study))
-    say(f"\n{_about_experts(study)}\n")
+    _show(_prompt(study))
+    say(f"{_about_experts(study)}\n")
     for table in (_effects(study), _next_tokens(study), _later(study), _continuations(study)):
         if table is not None:
-            show(table)
-            say("")
+            _show(table)
+
+
+def _show(table: Table) -> None:
+    """Prints a table below its title, which may be wider."""
+    from rich.text import Text
+
+    show(Text(str(table.title), style="bold"))
+    table.title = None
+    show(table)
+    say("")
 
 
 def _table(title: str) -> Table:
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    return Table(title=title, box=None, pad_edge=False)
 
 
 def _prompt(study: Study) -> Table:
@@ -125,14 +134,24 @@ def _later(study: Study) -> Table | None:
 def _continuations(study: Study) -> Table | None:
     if not study.continuations:
         return None
-    table = _table("Continuations")
-    table.add_column("")
-    table.add_column("as base", justify="right")
-    table.add_column("text", overflow="fold")
     words = {effect.value: effect.words for effect in study.effects}
-    for each in study.continuations:
-        name = "base" if each.run == "base" else words[each.value] + (", control" if each.run == "control" else "")
-        table.add_row(name, f"{each.num_as_base}/{each.num_tokens}", _on_one_line(each.text))
+    names = [
+        "base" if each.run == "base" else words[each.value] + (", control" if each.run == "control" else "")
+        for each in study.continuations
+    ]
+    shares = [f"first {each.num_as_base} of {each.num_tokens} tokens as base" for each in study.continuations]
+    texts = [_on_one_line(each.text) for each in study.continuations]
+    table = _table("Continuations")
+    if len(study.effects) == 1:
+        for name in names:
+            table.add_column(name, overflow="fold", ratio=1)
+        table.add_row(*texts)
+        table.add_row("", *shares[1:])
+    else:
+        table.add_column("")
+        table.add_column("", overflow="fold")
+        for name, share, text in zip(names, shares, texts, strict=True):
+            table.add_row(name, text if name == "base" else f"{text} ({share})")
     return table
 
 
