@@ -86,6 +86,9 @@ class Weights(Analysis):
         (`control_expert`, `control_pair`). By `layer`: num_pairs_matched. A family without gates has no gate, one
         whose router is no linear map no router.
         """
+        return context.once(f"{self}", lambda: self._table(context))
+
+    def _table(self, context: Context) -> xr.Dataset:
         model, seed = context.model, context.seed
         chosen = self._num_pairs(context)
         all_pairs = model.num_experts * (model.num_experts - 1) // 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moescope.report import cause_findings, expert_findings, output_findings
+from moescope.report import cause_findings, expert_findings, output_findings, weight_findings
 from moescope.report.finding import MOST_NAMED, Finding, count_of, interval_of, names_of, row
 from moescope.report.keynumbers import ALL, pooled
 from moescope.report.views import number, percent
@@ -270,5 +270,6 @@ _FINDINGS: list[Callable[[Results], Finding | None]] = [
     _saturation,
     *expert_findings.FINDINGS,
     *output_findings.FINDINGS,
+    *weight_findings.FINDINGS,
     *cause_findings.FINDINGS,
 ]

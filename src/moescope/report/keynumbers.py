@@ -190,6 +190,26 @@ _SOURCES = [
         )
         for measure, name in (("cka", "debiased CKA"), ("deconfounded_cka", "deconfounded CKA"), ("cosine", "cosine"))
     ),
+    _Source(
+        "weights",
+        "median",
+        "alike in weights",
+        "cosine of two experts' weights, neurons matched, the median pair",
+        chance="median_redrawn",
+        where=(("matrix", "joined"), ("measure", "matched_cosine")),
+        lead=False,
+        by_chance="for neurons as long that point anywhere",
+    ),
+    _Source(
+        "weights",
+        "median",
+        "effective rank",
+        "directions that the up matrix of the median expert uses",
+        chance="median_redrawn",
+        where=(("matrix", "up"), ("measure", "effective_rank")),
+        lead=False,
+        by_chance="for neurons as long that point anywhere",
+    ),
 ]
 
 

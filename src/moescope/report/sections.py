@@ -13,12 +13,18 @@ if TYPE_CHECKING:
     from moescope.report.folder import Results
 
 ELSE = "other"
+RELATIONS = "relations"
+BETWEEN = {
+    RELATIONS: "Relations: whether experts that are alike in one way are alike in another; a rank correlation for each "
+    "pair of answers that this run has."
+}
+"""What comes of several analyses together: name and summary."""
 
 # Files whose name does not begin with their analysis' name.
 _BELONGS_TO = {
     "router_": "entropy",
     "routing_": "distributions",
-    "weights_": "distributions",
+    "weights_by_rank": "distributions",
     "specialists": "usage",
     "promoted_": "contribution",
     "mean_outputs": "contribution",
@@ -39,9 +45,9 @@ class Section:
 
 def sections(results: Results) -> list[Section]:
     """All sections, in the order a reader wants them: the known analyses, then newer ones, then the rest."""
-    ran = results.manifest.analyses
+    ran = [*results.manifest.analyses, *(name for name in BETWEEN if name in results.tables)]
     order = [name for name in words.known() if name in ran] + [name for name in ran if name not in words.known()]
-    summaries = analyses.summaries()
+    summaries = analyses.summaries() | BETWEEN
     made = []
     for name in [*order, ELSE]:
         section = Section(
