@@ -53,7 +53,7 @@ class Usage(Analysis):
 
     def table(self, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
         """What `ExpertUsage.compute` gives; attrs also say how the family turns logits into probabilities."""
-        table = statistics["usage"].compute()
+        table = context.once("usage/table", statistics["usage"].compute)
         table.attrs["scoring"] = context.model.router.scoring
         return table
 

@@ -180,7 +180,10 @@ def _layer(neurons: Neurons, router_EM: Tensor | None, num_pairs: int, *, seed: 
     redrawn = neurons.redrawn(control.tolist(), seed=seed)
     control_P2 = np.stack(np.triu_indices(len(control), 1), axis=1)
     first_P, second_P = control_P2.T
-    num_controls = min(len(control_P2), max(1, num_pairs // 4)) if num_pairs else 0
+    # As long as all are matched, so are all controls; else a control for every four pairs.
+    num_controls = len(control_P2)
+    if num_pairs < len(every_P2):
+        num_controls = min(num_controls, -(-num_pairs // 4))
     pairwise, control_pair = ("expert", "other_expert"), ("control_pair",)
     made: dict[str, tuple[tuple[str, ...], NDArray, dict[str, str]]] = {}
 
