@@ -3,7 +3,7 @@
     uv run python -m benchmarks.atlas
 
 All sides lose the same tokens' next tokens, through the same head, in the same batches. The loop is run on a random
-sample of the experts of all layers; against the exact method, which ablates the same ones, as it is, against the
+sample, as many experts of each layer; against the exact method, which ablates the same ones, as it is, against the
 gradient method, which does all, scaled to their number. A last line says how far exact and loop differ, and how well
 the gradient ranks the experts that were ablated.
 
@@ -60,7 +60,7 @@ def loop(model: MoEModel, batch: Batch, ablations: list[Ablation]) -> torch.Tens
 def main() -> None:
     """Measures and prints JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-tokens", type=int, default=4_000)
+    parser.add_argument("--num-tokens", type=int, default=3_000)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--experts", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
@@ -71,9 +71,11 @@ def main() -> None:
         max_positions=model.max_positions,
     )  # fmt: skip
     batches = [batch.to(model.device) for batch in sampler]
-    every = [Ablation(layer, (expert,)) for layer in model.layers for expert in range(model.num_experts)]
-    drawn = np.random.default_rng(0).permutation(len(every))[: arguments.experts]
-    ablations = [every[place] for place in sorted(drawn.tolist())]
+    # As many of each layer, drawn at random: how deep a layer lies decides what the exact method costs.
+    generator, each = np.random.default_rng(0), max(1, arguments.experts // len(model.layers))
+    drawn_LX = [sorted(generator.permutation(model.num_experts)[:each].tolist()) for _ in model.layers]
+    ablations = [Ablation(layer, (e,)) for layer, drawn_X in zip(model.layers, drawn_LX, strict=True) for e in drawn_X]
+    num_every = len(model.layers) * model.num_experts
 
     def plain() -> torch.Tensor:
         return torch.cat([loop(model, batch, ablations) for batch in batches])
@@ -84,17 +86,18 @@ def main() -> None:
         )
 
     def gradient() -> torch.Tensor:
-        return torch.cat([first_order_effects(model, batch).effects_BLE for batch in batches])
+        found = [first_order_effects(model, batch) for batch in batches]
+        return torch.cat([effects.effects_BLE + effects.curvatures_BLE for effects in found])
 
     facts = {"num_tokens": arguments.num_tokens, "experts": len(ablations), "threads": torch.get_num_threads()}
-    loop_seconds, exact_seconds = alternate(plain, exact, arguments.repeats)
+    loop_seconds, exact_seconds, gradient_seconds = alternate(plain, exact, gradient, repeats=arguments.repeats)
     report("atlas/nano-loop-over-exact", loop_seconds, exact_seconds, **facts, device=str(model.device))
-    _, gradient_seconds = alternate(lambda: None, gradient, arguments.repeats)
-    scaled = [seconds * len(every) / len(ablations) for seconds in loop_seconds]
-    report("atlas/nano-loop-over-gradient", scaled, gradient_seconds, **facts, ablations=len(every))
+    scaled = [seconds * num_every / len(ablations) for seconds in loop_seconds]
+    report("atlas/nano-loop-over-gradient", scaled, gradient_seconds, **facts, ablations=num_every)
     tokens = sum(int((batch.tokens.next_token_ids_T >= 0).sum()) for batch in batches)
     looped_P, exact_P = (effects_BP.sum(0) / tokens for effects_BP in (plain(), exact()))
-    first_P = gradient().sum(0).flatten()[sorted(drawn.tolist())] / tokens
+    first_LE = gradient().sum(0) / tokens
+    first_P = torch.stack([first_LE[model.layers.index(a.layer), a.experts[0]] for a in ablations])
     found = rank_correlation(first_P.cpu().numpy(), exact_P.cpu().numpy())
     line = {
         "name": "atlas/nano-agreement",

@@ -49,7 +49,7 @@ def documents(run):
 
 
 def test_every_cell_is_the_mean_over_the_domains_predicted_tokens(run, frames, documents, model) -> None:
-    effects_GLE = measure_first_order(model, documents, model.layers).effects_GLE
+    effects_GLE = measure_first_order(model, documents, model.layers).estimates_GLE
     predicted_G = np.array([int((document.next_token_ids >= 0).sum()) for document in documents])
     frame = frames["atlas"].set_index(["layer", "domain", "expert"])
     assert len(frame) == 4 * 4 * 8
@@ -85,11 +85,11 @@ def test_some_are_ablated_for_real(run, frames, documents, model) -> None:
     assert frame["num_tokens"].tolist() == [tokens] * 6
     exact_P = measure_ablations(model, used, ablations).sum(0) / tokens
     assert np.allclose(frame["delta_loss"], exact_P, atol=1e-6)
-    first = measure_first_order(model, used, model.layers).effects_GLE.sum(0) / tokens
+    first = measure_first_order(model, used, model.layers).estimates_GLE.sum(0) / tokens
     expected = [first[a.layer, a.experts[0]] for a in ablations]
-    assert np.allclose(frame["first_order_delta_loss"], expected, atol=1e-6)
+    assert np.allclose(frame["gradient_delta_loss"], expected, atol=1e-6)
     relations = frames["atlas_relations"]
-    found = relations[(relations.effect == "ablated") & (relations.predictor == "first order")].iloc[0]
+    found = relations[(relations.effect == "ablated") & (relations.predictor == "gradient")].iloc[0]
     assert found.rank_correlation == pytest.approx(spearmanr(expected, exact_P).statistic)
     assert found.num == 6
 
@@ -98,7 +98,7 @@ def test_what_foretells_is_correlated_over_all_experts(run, frames) -> None:
     relations, atlas = frames["atlas_relations"], frames["atlas"]
     every = atlas[atlas.domain == "all"].sort_values(["layer", "expert"])
     row = relations[
-        (relations.effect == "first order")
+        (relations.effect == "gradient")
         & (relations.predictor == "selection frequency")
         & (relations.scope == "all layers")
     ].iloc[0]

@@ -13,7 +13,7 @@ from moescope.errors import ModelError, UsageError
 from moescope.interventions import Ablate, Scale, intervening
 from moescope.interventions.ablation import Ablation, ablation_effects, check_ablations
 from moescope.interventions.gradient import first_order_effects
-from moescope.interventions.rerun import experts_giving, keep, run_again, starting_at, weighted_outputs
+from moescope.interventions.rerun import experts_giving, keep, run_again, starting_at
 from moescope.models import MoEModel, load_model
 from tests.families import FAMILIES, build, padded_batch, save
 
@@ -90,8 +90,7 @@ def test_run_again_from_any_layer_nothing_changed_gives_the_same(models, family:
         whole_BSM = model.last_hidden(batch.input_ids_BS)
     kept = keep(model, batch, model.layers)
     for layer in model.layers:
-        combined_NM = weighted_outputs(model, kept.calls[layer]).sum(1)
-        again_BSM = run_again(model, layer, kept.input_ids_BS, kept.inputs[layer], combined_NM)
+        again_BSM = run_again(model, layer, kept.input_ids_BS, kept.inputs[layer], kept.outputs[layer])
         assert torch.allclose(again_BSM, whole_BSM, atol=1e-4), layer
     with torch.inference_mode():
         assert torch.equal(model.last_hidden(batch.input_ids_BS), whole_BSM)  # and leaves nothing behind
@@ -105,7 +104,7 @@ def test_blocks_below_compute_nothing(models) -> None:
         block.self_attn.register_forward_hook(lambda module, inputs, output, index=index: ran.append(index))
         for index, block in enumerate(model.blocks)
     ]
-    run_again(model, 2, kept.input_ids_BS, kept.inputs[2], weighted_outputs(model, kept.calls[2]).sum(1))
+    run_again(model, 2, kept.input_ids_BS, kept.inputs[2], kept.outputs[2])
     for handle in handles:
         handle.remove()
     assert ran == [2, 3]
@@ -143,6 +142,26 @@ def test_gradient_equals_finite_differences(tmp_path: Path) -> None:
             assert torch.allclose(effects_B, expected_B, rtol=5e-3, atol=1e-3)
             checked += int((expected_B.abs() > 0.01).sum())
     assert checked > 10
+
+
+def test_curvature_is_half_the_squared_slope_of_each_token(tmp_path: Path) -> None:
+    """Slopes by finite differences, one token's weight after the other."""
+    model = load_model(str(save(build("olmoe", num_experts_per_tok=8), tmp_path)), dtype="float64", device="cpu")
+    batch = batch_of([6])
+    found = first_order_effects(model, batch)
+    step = 5e-3
+    for position, (layer, expert) in enumerate([(0, 1), (1, 4), (2, 0), (3, 7)]):
+        squares = slopes = 0.0
+        for place in range(6):
+            changed = []
+            for sign in (1, -1):
+                with intervening(model, [Scale(layer, expert, factor=1 - sign * step, positions=[place])]):
+                    changed.append(float(document_losses(model, batch)))
+            slope = (changed[0] - changed[1]) / (2 * step)
+            slopes += slope
+            squares += slope**2
+        assert float(found.effects_BLE[0, position, expert]) == pytest.approx(slopes, rel=1e-2, abs=1e-3)
+        assert float(found.curvatures_BLE[0, position, expert]) == pytest.approx(squares / 2, rel=2e-2, abs=1e-4)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -39,7 +39,7 @@ class Atlas(Analysis):
     """Δ loss of ablating every expert, by domain, on a sample of the text read.
 
     Attributes:
-        method: "gradient": the first-order estimate, one backward pass for all experts; "exact": real ablations.
+        method: "gradient": an estimate, one backward pass for all experts; "exact": real ablations.
         experts: Experts of each layer to ablate for real. None: with "exact" all, else `num_exact` drawn by seed.
         sample_tokens: Tokens of the sample; None: 24,000, or 5,000 with "exact".
         num_exact: With "gradient", how many experts of all layers are ablated for real to see how well it agrees.
@@ -157,6 +157,7 @@ def atlas_frame(table: xr.Dataset) -> pd.DataFrame:
             "ci_low": column("delta_loss_ci_low"),
             "ci_high": column("delta_loss_ci_high"),
             "delta_loss_routed": column("delta_loss_routed"),
+            "first_order": column("first_order"),
             "loss": column("loss"),
         }
     )
@@ -209,14 +210,15 @@ def top_frame(table: xr.Dataset, context: Context) -> pd.DataFrame:
 
 
 def ablated_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per expert that was ablated for real, with the first-order estimate on the same documents."""
+    """One row per expert that was ablated for real, with what the gradient says of the same documents."""
     names = {
         "layer": "ablated_layer",
         "expert": "ablated_expert",
         "delta_loss": "ablated_delta_loss",
         "ci_low": "ablated_delta_loss_ci_low",
         "ci_high": "ablated_delta_loss_ci_high",
-        "first_order_delta_loss": "ablated_first_order",
+        "gradient_delta_loss": "ablated_gradient",
+        "first_order": "ablated_first_order",
     }
     frame = pd.DataFrame({column: table[name].values for column, name in names.items()})
     frame.insert(2, "num_tokens", int(table["ablated_num_tokens"]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from moescope.analyses.atlas_table import ACROSS, ALL, FIRST_ORDER, WITHIN_DOMAINS, WITHIN_LAYERS
+from moescope.analyses.atlas_table import ACROSS, ALL, FIRST_ORDER, GRADIENT, WITHIN_DOMAINS, WITHIN_LAYERS
 from moescope.figures import caption, charts, style, styled
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MOST_EXPERTS = 30
 MOST_ROWS = 64
 CLIP = 0.995
 """Colours end at this quantile of the effects' size: the largest few would leave the others white."""
-METHODS = {"gradient": "first-order estimate", "exact": "measured by ablation"}
+METHODS = {"gradient": "estimated by gradient", "exact": "measured by ablation"}
 SCOPE_COLOURS = {
     ACROSS: style.COLOURS[0],
     WITHIN_LAYERS: style.COLOURS[1],
@@ -153,23 +153,25 @@ def _beside_controls(frame: pd.DataFrame, names: list[str], context: Context, co
 
 @styled
 def agreement(table: xr.Dataset, context: Context) -> Figure:
-    """First-order estimate against real ablation, an expert a point."""
+    """Estimate by gradient against real ablation, an expert a point."""
     fig, ax = style.figure("column", 2.9)
-    first, exact = (MILLI * table[name].values for name in ("ablated_first_order", "ablated_delta_loss"))
+    estimate, exact = (MILLI * table[name].values for name in ("ablated_gradient", "ablated_delta_loss"))
     low, high = (MILLI * table[f"ablated_delta_loss_ci_{end}"].values for end in ("low", "high"))
-    ends = np.array([first.min(), first.max()])
+    ends = np.array([estimate.min(), estimate.max()])
     ax.plot(ends, ends, color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), label="equal", zorder=1)
-    ax.vlines(first, low, high, color=style.COLOURS[0], linewidth=0.6, alpha=0.45)
-    ax.plot(first, exact, linestyle="", marker="o", markersize=2.6, color=style.COLOURS[0], label="an expert")
+    ax.vlines(estimate, low, high, color=style.COLOURS[0], linewidth=0.6, alpha=0.45)
+    ax.plot(estimate, exact, linestyle="", marker="o", markersize=2.6, color=style.COLOURS[0], label="an expert")
     ax.grid(axis="both")
-    charts.label(ax, x="first-order estimate (10⁻³ nats per token)", y="ablated (10⁻³ nats per token)")
+    charts.label(ax, x="estimated by gradient (10⁻³ nats per token)", y="ablated (10⁻³ nats per token)")
     charts.legend_above(ax)
     names = ("rank_correlation", "rank_correlation_ci_low", "rank_correlation_ci_high")
     value, from_, to = (float(table[name].values[0]) for name in names)
+    slope = float(table["rank_correlation"].values[1])
     caption(
         fig,
         context,
-        f"rank correlation {value:.2f} (95 % interval {from_:.2f} to {to:.2f}), {len(first)} experts; on "
+        f"rank correlation {value:.2f} (95 % interval {from_:.2f} to {to:.2f}), {len(estimate)} experts; of "
+        f"its first-order part alone {slope:.2f}; on "
         f"{int(table['ablated_num_tokens']):,} tokens of {int(table['ablated_num_documents'])} documents; bars: 95 % "
         "intervals over documents",
     )
@@ -180,7 +182,7 @@ def agreement(table: xr.Dataset, context: Context) -> Figure:
 def relations(frame: pd.DataFrame, table: xr.Dataset, context: Context) -> Figure:
     """How well routing statistics foretell the effect: rank correlations with intervals."""
     main = METHODS[table.attrs["method"]]
-    shown = frame[(frame["predictor"] != FIRST_ORDER) & (frame["effect"] == _main(frame))]
+    shown = frame[~frame["predictor"].isin([GRADIENT, FIRST_ORDER]) & (frame["effect"] == _main(frame))]
     names = list(dict.fromkeys(shown["predictor"]))
     scopes = [scope for scope in SCOPE_COLOURS if scope in set(shown["scope"])]
     fig, ax = style.figure("column", style.height_for(len(names), 0.3, 0.8))

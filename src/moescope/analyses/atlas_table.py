@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 ALL = "all"
 """The domain of what pools the tokens of all domains."""
 CELLS = ("layer", "domain", "expert")
-FIRST_ORDER, EXACT = "first order", "ablated"
+GRADIENT, FIRST_ORDER, EXACT = "gradient", "first order", "ablated"
 ACROSS, WITHIN_LAYERS, WITHIN_DOMAINS = "all layers", "within layers", "within domains"
 OTHER_HALF = "effect on other documents"
 
@@ -47,7 +47,7 @@ class Measured:
 
     Attributes:
         documents: The documents.
-        first_order: First-order effects, by document, layer and expert.
+        first_order: What the gradient tells, by document, layer and expert.
         ablations: What was ablated for real, one expert each.
         exact_GP: Their effects, NaN in documents that they were not measured on.
         saliency_LE: Mean `w |o|` over the tokens routed to each expert; NaN for none.
@@ -112,7 +112,7 @@ def table_of(measured: Measured, context: Context, method: str) -> xr.Dataset:
     num_layers, num_experts = first.effects_GLE.shape[1:]
     half_G = halves(documents.hashes_G, seed=context.seed)
     places = [layers.index(a.layer) * num_experts + a.experts[0] for a in measured.ablations]
-    effects_GX = first.effects_GLE.reshape(len(half_G), -1)
+    effects_GX = first.estimates_GLE.reshape(len(half_G), -1)
     if method == "exact":
         effects_GX = np.full_like(effects_GX, np.nan)
         effects_GX[:, places] = measured.exact_GP
@@ -126,8 +126,8 @@ def table_of(measured: Measured, context: Context, method: str) -> xr.Dataset:
     words = (
         "mean over the domain's predicted tokens of the loss without the expert minus the loss with it"
         if method == "exact"
-        else "first-order estimate of the change of loss if the expert were ablated: -sum w dL/dw over the domain's "
-        "tokens, divided by its predicted tokens"
+        else "estimate of the change of loss if the expert were ablated, by the gradient: the sum of -w dL/dw + "
+        "(w dL/dw)^2 / 2 over the domain's tokens, divided by its predicted tokens"
     )
     variables: dict[str, tuple] = {}
     for prefix, half, added in (
@@ -151,7 +151,15 @@ def table_of(measured: Measured, context: Context, method: str) -> xr.Dataset:
     selected = by_domain(first.selected_GLE).swapaxes(0, 1)
     loss_D = ratio(by_domain(first.losses_G), variables["num_tokens"][1])
     sums_LDE = variables["delta_loss"][1] * variables["num_tokens"][1][:, None]
+    slopes_GX = first.effects_GLE.reshape(len(half_G), -1)
+    slopes = domain_means(slopes_GX, documents, num_domains, seed=context.seed, num_bootstrap=0)
     variables |= {
+        "first_order": _variable(
+            CELLS,
+            cells(slopes.mean_DP),
+            "nats per token",
+            "first-order part of the estimate: the sum of -w dL/dw alone",
+        ),
         "num_selected": _variable(CELLS, selected, "tokens", "counted tokens of the domain that chose the expert"),
         "delta_loss_routed": _variable(
             CELLS, ratio(sums_LDE, selected), "nats per routed token", f"{words}, but per token that chose the expert"
@@ -177,10 +185,14 @@ def _ablated(measured: Measured, context: Context, places: Sequence[int]) -> dic
     at_G: NDArray[np.bool_] = np.zeros(len(measured.exact_GP), dtype=bool)
     if places:
         at_G |= np.isfinite(measured.exact_GP).all(1)
-    effects_GX = measured.first_order.effects_GLE.reshape(len(at_G), -1)
+    first_GX = measured.first_order.effects_GLE.reshape(len(at_G), -1)
+    estimate_GX = measured.first_order.estimates_GLE.reshape(len(at_G), -1)
     exact_GP = np.where(at_G[:, None], measured.exact_GP, 0.0)
     exact = domain_means(exact_GP, measured.documents, 0, within_G=at_G, seed=context.seed)
-    first = domain_means(effects_GX[:, list(places)], measured.documents, 0, within_G=at_G, seed=context.seed)
+    first, estimate = (
+        domain_means(values_GX[:, list(places)], measured.documents, 0, within_G=at_G, num_bootstrap=0)
+        for values_GX in (first_GX, estimate_GX)
+    )
     dims, units = ("ablation",), "nats per token"
     num_tokens, num_documents = int(measured.documents.predicted_G[at_G].sum()), int(at_G.sum())
     return {
@@ -191,7 +203,8 @@ def _ablated(measured: Measured, context: Context, places: Sequence[int]) -> dic
         "ablated_delta_loss": _variable(dims, exact.mean_DP[0], units, "loss without the expert minus loss with it"),
         "ablated_delta_loss_ci_low": _variable(dims, exact.low_DP[0], units, f"low end, {INTERVAL}"),
         "ablated_delta_loss_ci_high": _variable(dims, exact.high_DP[0], units, f"high end, {INTERVAL}"),
-        "ablated_first_order": _variable(dims, first.mean_DP[0], units, "first-order estimate on the same documents"),
+        "ablated_gradient": _variable(dims, estimate.mean_DP[0], units, "estimate by gradient on the same documents"),
+        "ablated_first_order": _variable(dims, first.mean_DP[0], units, "its first-order part"),
         "ablated_num_tokens": _variable((), np.array(num_tokens), "tokens", "predicted tokens they were measured on"),
         "ablated_num_documents": _variable((), np.array(num_documents), "documents", "documents those are from"),
     }
@@ -214,11 +227,12 @@ def _relations(table: xr.Dataset, measured: Measured, places: Sequence[int]) -> 
     }
     if lift_LDE.shape[1] > 1:
         predictors["highest lift"] = np.nan_to_num(lift_LDE).max(1)
-    main = EXACT if table.attrs["method"] == "exact" else FIRST_ORDER
+    main = EXACT if table.attrs["method"] == "exact" else GRADIENT
     found: list[tuple[str, str, str, RankCorrelation]] = []
     if len(places) > 1:
         exact_P = table["ablated_delta_loss"].values
-        found.append((EXACT, FIRST_ORDER, ACROSS, rank_correlation(table["ablated_first_order"].values, exact_P)))
+        for name, variable in ((GRADIENT, "ablated_gradient"), (FIRST_ORDER, "ablated_first_order")):
+            found.append((EXACT, name, ACROSS, rank_correlation(table[variable].values, exact_P)))
         if main != EXACT:
             found += [
                 (EXACT, name, ACROSS, rank_correlation(values_LE.ravel()[list(places)], exact_P))
@@ -236,7 +250,11 @@ def _relations(table: xr.Dataset, measured: Measured, places: Sequence[int]) -> 
             rows = [values.swapaxes(0, 1).reshape(values.shape[1], -1) for values in (values_LDE, of_LDE)]
             found.append((main, name, WITHIN_DOMAINS, rank_correlation_within(*rows)))
     columns: Mapping[str, tuple[list, str, str]] = {
-        "relation_effect": ([f[0] for f in found], "name", "the effect: first-order estimate, or measured by ablation"),
+        "relation_effect": (
+            [f[0] for f in found],
+            "name",
+            "the effect: estimated by gradient, or measured by ablation",
+        ),
         "relation_predictor": ([f[1] for f in found], "name", "what might foretell it"),
         "relation_scope": ([f[2] for f in found], "name", "among which experts: of all layers, or mean within each"),
         "relation_num": ([f[3].num for f in found], "pairs", "experts, or experts and domains, it is from"),

@@ -35,8 +35,9 @@ def atlas(
     **Δ loss**: the loss without the expert minus the loss with it, in nats per token of the domain: above 0 where the
     model needs the expert. With a 95 % interval, bootstrap over documents.
 
-    **first-order estimate**: -Σ w ∂loss/∂w over the domain's tokens: one forward and one backward pass for all experts
-    of all layers. Some experts are ablated for real, and the rank correlation says how well the two agree.
+    **estimate by gradient**: -Σ w ∂loss/∂w + ½ Σ (w ∂loss/∂w)² over the domain's tokens, slope and curvature: one
+    forward and one backward pass for all experts of all layers. Some experts are ablated for real, and the rank
+    correlation says how well the two agree.
 
     **What foretells it**: rank correlations of Δ loss with how often an expert is selected, its weight, its lift and
     its saliency (mean w|o|), and with its own Δ loss on other documents, which says how much of the ranking is noise.
@@ -44,7 +45,7 @@ def atlas(
     Writes tables (.csv, .parquet), figures (.pdf, .png), the sampled text and a manifest to the folder --out.
 
     Args:
-        method: gradient: the first-order estimate; exact: real ablations of the experts asked for, run again from the
+        method: gradient: the estimate; exact: real ablations of the experts asked for, run again from the
             changed layer on (all 1,024 of nano take about a thousand times as long as the gradient).
         experts: Experts to ablate for real, in each layer looked at. Default: all with --method exact, else 32 drawn
             by --seed.

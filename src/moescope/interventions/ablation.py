@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moescope.errors import ModelError, UsageError
 from moescope.interventions.losses import token_losses
-from moescope.interventions.rerun import KeptPass, keep, run_again, weighted_outputs
+from moescope.interventions.rerun import KeptPass, keep, outputs_without, run_again
 
 if TYPE_CHECKING:
     from moescope.corpora import Batch
@@ -59,9 +59,9 @@ def ablation_effects(
 ) -> Tensor:
     """Δ loss of each ablation in each document of a batch: nats, summed over the document's predicted tokens.
 
-    The layers below a change are run once and kept, and the layer's experts are run once for all its ablations. What is
-    run again: from the changed layer on, the documents in which a token chose an ablated expert (the effect on the
-    others is exactly 0), those of several ablations of a layer side by side; the head, from the first such token on.
+    The layers below a change are run once and kept, and so is what the layer's experts put out. What is run again: the
+    experts of the tokens that chose an ablated one; the documents with such a token (the effect on the others is
+    exactly 0) from the changed layer on, those of several ablations side by side; the head, from the first such token.
 
     Args:
         model: A complete model.
@@ -83,13 +83,10 @@ def ablation_effects(
     )
     for layer in reversed(layers):
         chosen = [place for place, ablation in enumerate(ablations) if ablation.layer == layer]
-        weighted_NKM = weighted_outputs(model, kept.calls[layer])
-        combined_NM = weighted_NKM.sum(1).to(kept.calls[layer].hidden_NM.dtype)
         if layer == layers[-1]:
-            _check_same(model, kept, layer, combined_NM)
-        work = _Layer(model, kept, layer, weighted_NKM, combined_NM)
+            _check_same(model, kept, layer)
         for part in _parts(kept, [(place, _hits(kept, ablations[place])) for place in chosen], batch_tokens):
-            effects_BP.index_put_((part.rows_J, part.places_J), work.effects(part), accumulate=True)
+            effects_BP.index_put_((part.rows_J, part.places_J), _effects(model, kept, layer, part), accumulate=True)
     return effects_BP
 
 
@@ -151,56 +148,35 @@ def _parts(kept: KeptPass, hits: Sequence[tuple[int, _Hits]], batch_tokens: int)
     return parts
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One layer's experts' outputs, each token's by slot and summed, and what runs the rest of the model on them."""
-
-    model: MoEModel
-    kept: KeptPass
-    layer: int
-    weighted_NKM: Tensor
-    combined_NM: Tensor
-
-    def effects(self, part: _Part) -> Tensor:
-        """Δ loss of each document of a part, float64 (J,)."""
-        kept, rows_J = self.kept, part.rows_J
-        num_rows, length = part.hits_JS.shape
-        full = kept.next_BS.shape[1]
-        outputs_JSM = self.combined_NM.view(-1, full, self.combined_NM.shape[-1])[rows_J, :length].clone()
-        ids_NK = kept.calls[self.layer].expert_ids_NK
-        for place, experts in part.experts.items():
-            at_J, at_S = (part.hits_JS & (part.places_J == place)[:, None]).nonzero(as_tuple=True)
-            tokens_n = rows_J[at_J] * full + at_S
-            # The same sum over all slots, with nothing where the expert's part was: as if its weight were 0.
-            gone_nK1 = torch.isin(ids_NK[tokens_n], experts).unsqueeze(-1)
-            outputs_JSM[at_J, at_S] = (
-                self.weighted_NKM[tokens_n].masked_fill(gone_nK1, 0.0).sum(1).to(outputs_JSM.dtype)
-            )
-        home = kept.losses_BS.device
-        rows_J, first_J = rows_J.to(home), part.hits_JS.to(torch.int8).argmax(1).to(home)
-        last_JSM = run_again(
-            self.model,
-            self.layer,
-            kept.input_ids_BS[rows_J, :length],
-            kept.inputs[self.layer][part.rows_J.to(kept.inputs[self.layer].device), :length],
-            outputs_JSM.flatten(0, 1),
-        )
-        next_JS = kept.next_BS[rows_J, :length]
-        # Tokens before the first that is changed can't know of it.
-        at_JS = (next_JS >= 0) & (torch.arange(length, device=home) >= first_J[:, None])
-        losses_n = token_losses(self.model, last_JSM[at_JS.to(last_JSM.device)], next_JS[at_JS]).to(home)
-        changes_n = losses_n.double() - kept.losses_BS[rows_J, :length][at_JS].double()
-        return torch.zeros(num_rows, dtype=torch.float64, device=home).index_add_(0, at_JS.nonzero()[:, 0], changes_n)
+def _effects(model: MoEModel, kept: KeptPass, layer: int, part: _Part) -> Tensor:
+    """Δ loss of each document of a part, float64 (J,)."""
+    rows_J, call = part.rows_J, kept.calls[layer]
+    num_rows, length = part.hits_JS.shape
+    full = kept.next_BS.shape[1]
+    outputs_JSM = kept.outputs[layer].view(-1, full, kept.outputs[layer].shape[-1])[rows_J, :length].clone()
+    for place, experts in part.experts.items():
+        at_J, at_S = (part.hits_JS & (part.places_J == place)[:, None]).nonzero(as_tuple=True)
+        outputs_JSM[at_J, at_S] = outputs_without(model, call, rows_J[at_J] * full + at_S, experts)
+    inputs_JSM = kept.inputs[layer][rows_J.to(kept.inputs[layer].device), :length]
+    home = kept.losses_BS.device
+    rows_J, first_J = rows_J.to(home), part.hits_JS.to(torch.int8).argmax(1).to(home)
+    last_JSM = run_again(model, layer, kept.input_ids_BS[rows_J, :length], inputs_JSM, outputs_JSM.flatten(0, 1))
+    next_JS = kept.next_BS[rows_J, :length]
+    # Tokens before the first that is changed can't know of it.
+    at_JS = (next_JS >= 0) & (torch.arange(length, device=home) >= first_J[:, None])
+    losses_n = token_losses(model, last_JSM[at_JS.to(last_JSM.device)], next_JS[at_JS]).to(home)
+    changes_n = losses_n.double() - kept.losses_BS[rows_J, :length][at_JS].double()
+    return torch.zeros(num_rows, dtype=torch.float64, device=home).index_add_(0, at_JS.nonzero()[:, 0], changes_n)
 
 
-def _check_same(model: MoEModel, kept: KeptPass, layer: int, combined_NM: Tensor) -> None:
+def _check_same(model: MoEModel, kept: KeptPass, layer: int) -> None:
     """A pass that is run again with nothing changed gives the losses it gave; the first row is asked."""
     width = int(kept.lengths_B[0])
     at_S = kept.next_BS[0, :width] >= 0
     if not bool(at_S.any()):
         return
     last_1SM = run_again(
-        model, layer, kept.input_ids_BS[:1, :width], kept.inputs[layer][:1, :width], combined_NM[:width]
+        model, layer, kept.input_ids_BS[:1, :width], kept.inputs[layer][:1, :width], kept.outputs[layer][:width]
     )
     losses_n = token_losses(model, last_1SM[0][at_S.to(last_1SM.device)], kept.next_BS[0, :width][at_S])
     known_n = kept.losses_BS[0, :width][at_S]

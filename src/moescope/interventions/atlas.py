@@ -58,12 +58,18 @@ class Documents:
 
 @dataclass(frozen=True)
 class FirstOrderEffects:
-    """First-order effects of ablating every expert, by document; see `gradient.FirstOrder` for the attributes."""
+    """What the gradient tells of every expert, by document; see `gradient.FirstOrder` for the attributes."""
 
     effects_GLE: Floats
+    curvatures_GLE: Floats
     selected_GLE: NDArray[np.int64]
     weights_GLE: Floats
     losses_G: Floats
+
+    @property
+    def estimates_GLE(self) -> Floats:
+        """The estimate of Δ loss: slope and curvature."""
+        return self.effects_GLE + self.curvatures_GLE
 
 
 @dataclass(frozen=True)
@@ -108,14 +114,17 @@ def measure_first_order(
     *,
     batch_tokens: int = GRADIENT_TOKENS,
 ) -> FirstOrderEffects:
-    """First-order effects of ablating every expert of these layers, one forward and one backward pass for all."""
+    """What the gradient tells of every expert of these layers, one forward and one backward pass for all."""
     place = {document.document_hash: index for index, document in enumerate(documents)}
     shape = (len(documents), len(layers), model.num_experts)
-    effects = FirstOrderEffects(np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape), np.zeros(len(documents)))
+    effects = FirstOrderEffects(
+        np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape), np.zeros(len(documents))
+    )
     for batch in batches_of(documents, model, batch_tokens):
         found = first_order_effects(model, batch, layers)
         rows_B = [place[int(document)] for document in batch.tokens.document_hashes_B]
         effects.effects_GLE[rows_B] = found.effects_BLE.cpu().numpy()
+        effects.curvatures_GLE[rows_B] = found.curvatures_BLE.cpu().numpy()
         effects.selected_GLE[rows_B] = found.selected_BLE.cpu().numpy()
         effects.weights_GLE[rows_B] = found.weights_BLE.cpu().numpy()
         effects.losses_G[rows_B] = found.losses_B.cpu().numpy()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from moescope.interventions.losses import check_complete, next_tokens, token_losses
-from moescope.models.experts import SortedOutputs, compute_sorted
-from moescope.models.seam import ExpertCall, hooked
+from moescope.models.experts import SortedOutputs
+from moescope.models.seam import ExpertCall, hooked, stock
 
 if TYPE_CHECKING:
     from moescope.corpora import Batch
@@ -34,6 +34,7 @@ class KeptPass:
         lengths_B: Places of each row up to the last that is counted; what comes after can't matter.
         inputs: For each layer kept, what its block was given, B x S x M.
         calls: For each layer kept, what its experts were called with.
+        outputs: For each layer kept, what its routed experts put out together, N x M.
     """
 
     input_ids_BS: Tensor
@@ -42,6 +43,7 @@ class KeptPass:
     lengths_B: Tensor
     inputs: dict[int, Tensor] = field(default_factory=dict)
     calls: dict[int, ExpertCall] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,7 +61,7 @@ class _CallKeeper:
 def keep(model: MoEModel, batch: Batch, layers: Sequence[int]) -> KeptPass:
     """Runs a batch through the whole model once and keeps what running it again from these layers on needs.
 
-    Keeps two hidden states a layer and token: `2 L N M` numbers.
+    Keeps three hidden states a layer and token: `3 L N M` numbers.
 
     Args:
         model: A complete model.
@@ -80,6 +82,7 @@ def keep(model: MoEModel, batch: Batch, layers: Sequence[int]) -> KeptPass:
     handles = [
         blocks[layer].register_forward_pre_hook(_input_keeper(kept.inputs, layer), with_kwargs=True) for layer in layers
     ]
+    handles += [model.experts(layer).register_forward_hook(_output_keeper(kept.outputs, layer)) for layer in layers]
     seams = {layer: model.seams[layer] for layer in layers}
     try:
         with hooked(seams, logits=False):
@@ -99,7 +102,15 @@ def keep(model: MoEModel, batch: Batch, layers: Sequence[int]) -> KeptPass:
 
 def _input_keeper(inputs: dict[int, Tensor], layer: int) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[layer] = args[0] if args else kwargs["hidden_states"]
+        # A copy: a family may go on to add to it in place.
+        inputs[layer] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+    return hook
+
+
+def _output_keeper(outputs: dict[int, Tensor], layer: int) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        outputs[layer] = output.clone()
 
     return hook
 
@@ -159,12 +170,13 @@ def run_again(model: MoEModel, layer: int, input_ids_BS: Tensor, hidden_BSM: Ten
 
 
 @torch.inference_mode()
-def weighted_outputs(model: MoEModel, call: ExpertCall) -> Tensor:
-    """What each of a token's experts adds to the layer, `w o`, N x K x M, in the family's order of experts."""
-    outputs = compute_sorted(model.experts(call.layer), call.hidden_NM, call.expert_ids_NK)
-    num_slots = call.expert_ids_NK.shape[1]
-    places_A = outputs.token_rows_A * num_slots + outputs.slots_A
-    weighted_AM = outputs.outputs_AM * call.weights_NK.reshape(-1)[places_A].unsqueeze(-1)
-    sorted_back_AM = torch.empty_like(weighted_AM)
-    sorted_back_AM[places_A] = weighted_AM
-    return sorted_back_AM.view(call.expert_ids_NK.shape[0], num_slots, -1)
+def outputs_without(model: MoEModel, call: ExpertCall, tokens_n: Tensor, experts: Tensor) -> Tensor:
+    """What a layer's routed experts put out together at some tokens when the weight of some experts is 0, n x M.
+
+    Only these tokens go through their experts again, and as the stock implementation has it: exact in any dtype, which
+    taking the expert's part away from a rounded sum is not.
+    """
+    ids_nK = call.expert_ids_NK[tokens_n]
+    weights_nK = call.weights_NK[tokens_n].masked_fill(torch.isin(ids_nK, experts), 0.0)
+    seam = model.seams[call.layer]
+    return stock(seam.experts, seam.stock, call.hidden_NM[tokens_n], ids_nK, weights_nK)

@@ -93,17 +93,20 @@ def _agreement(results: Results) -> Finding | None:
     frame, relations = results.table("atlas_ablated"), results.table("atlas_relations")
     if frame is None or relations is None or len(frame) < 2:
         return None
-    rows = relations[(relations["effect"] == "ablated") & (relations["predictor"] == "first order")]
+    rows = relations[(relations["effect"] == "ablated") & (relations["predictor"] == "gradient")]
     if rows.empty or rows["rank_correlation"].isna().all():
         return None
     found = row(rows, rows.index[0])
-    ratio = (frame["first_order_delta_loss"] / frame["delta_loss"])[frame["delta_loss"] != 0].median()
+    ratio = frame["gradient_delta_loss"].sum() / frame["delta_loss"].sum()
+    slope = relations[(relations["effect"] == "ablated") & (relations["predictor"] == "first order")]
     text = (
         f"{count_of(len(frame), 'expert')} were ablated for real on {count_of(frame['num_tokens'].iloc[0], 'token')}: "
         f"rank correlation {number(found['rank_correlation'])} "
-        f"({interval_of(found['ci_low'], found['ci_high'])}). The median first-order estimate is {percent(ratio, 0)} "
+        f"({interval_of(found['ci_low'], found['ci_high'])}). Over all of them the estimate is {percent(ratio, 0)} "
         "of what was measured."
     )
+    if not slope.empty:
+        text += f" Its first-order part alone: {_correlation(slope.iloc[0])}."
     if found["ci_low"] >= STRONG:
         return Finding("atlas", "The gradient ranks experts as real ablations do", text)
     if found["ci_low"] > 0:
