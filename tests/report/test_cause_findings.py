@@ -37,6 +37,7 @@ def relations(saliency: float = 0.35, halves: float = 0.2) -> pd.DataFrame:
     rows = [
         ("ablated", "gradient", "all layers", 24, 0.8, 0.6, 0.9),
         ("ablated", "first order", "all layers", 24, 0.5, 0.1, 0.7),
+        ("ablated", "saliency", "all layers", 24, 0.6, 0.3, 0.8),
         ("gradient", "selection frequency", "within layers", 1024, 0.05, -0.01, 0.11),
         ("gradient", "saliency", "within layers", 1024, saliency, saliency - 0.06, saliency + 0.06),
         ("gradient", "effect on other documents", "within layers", 1024, halves, 0.14, 0.26),
@@ -83,6 +84,8 @@ def test_whether_routing_statistics_foretell_what_matters():
     (finding,) = find(results({"atlas_relations": relations()}))
     assert finding.title == "Routing statistics say little about which experts matter"
     assert "selection frequency 0.050 (-0.010 to 0.11); saliency 0.35 (0.29 to 0.41)" in finding.text
+    real = "With the Δ loss of the 24 experts ablated for real, over all layers: saliency 0.60 (0.30 to 0.80)."
+    assert real in finding.text
     assert "the other half by 0.20 (0.14 to 0.26): a sample's noise would hide all beyond about 0.58." in finding.text
     assert "lift 0.16 (0.15 to 0.17), domain specialization 0.17 (0.16 to 0.18)" in finding.text
     (strong,) = find(results({"atlas_relations": relations(saliency=0.85)}))

@@ -265,7 +265,7 @@ def effect_part(atlas: xr.Dataset) -> xr.Dataset:
         variables[f"effect_by_domain{end}"] = (("layer", "domain", "expert"), of.values[:, 1:], dict(of.attrs))
     about = atlas["delta_loss"].attrs
     attrs = {
-        "effect_method": {"gradient": "first-order estimate", "exact": "ablated"}[str(atlas.attrs["method"])],
+        "effect_method": {"gradient": "estimated by gradient", "exact": "ablated"}[str(atlas.attrs["method"])],
         "effect_definition": about["definition"],
         "effect_units": about["units"],
         "effect_num_tokens": int(atlas["num_tokens"].values[0]),

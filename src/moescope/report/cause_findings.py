@@ -69,6 +69,13 @@ def _foretold(results: Results) -> Finding | None:
         f"Rank correlation with Δ loss over the experts of a layer, mean over layers: {'; '.join(parts)}. "
         f"From {count_of(routing['num'].iloc[0], 'expert')}."
     )
+    real = frame[(frame["effect"] == "ablated") & (frame["predictor"] == best)]
+    if main != "ablated" and not real.empty:
+        # The estimate by gradient has the weights in it, as some of these statistics have: real ablations have not.
+        text += (
+            f" With the Δ loss of the {count_of(real['num'].iloc[0], 'expert')} ablated for real, over all layers: "
+            f"{best} {_correlation(real.iloc[0])}."
+        )
     other = "effect on other documents"
     if other in within.index:
         halves = float(within["rank_correlation"][other])
