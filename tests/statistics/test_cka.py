@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
+from moescope.statistics import cka
 from moescope.statistics.cka import HSIC, MinibatchHSIC, hsic, minibatches
 from moescope.statistics.cka_exact import OutputsFile, exact_hsic
 from moescope.statistics.jackknife import interval
@@ -135,8 +136,20 @@ def by_minibatches(outputs: torch.Tensor, groups: torch.Tensor, size: int) -> HS
     average = MinibatchHSIC()
     for start, end in minibatches(outputs.shape[1], size):
         order = groups[start:end].argsort(stable=True)
-        average.add(hsic(outputs[:, start:end][:, order], groups[start:end][order], NUM_GROUPS))
+        part, given = outputs[:, start:end][:, order], groups[start:end][order]
+        average.add(hsic(part, given, NUM_GROUPS, average.scratch))
     return average.finish()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_however_many_variables_are_worked_on_at_a_time(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, groups = related_outputs(90), dealt(90)
+    expected = hsic(outputs.double(), groups, NUM_GROUPS)
+    monkeypatch.setattr(cka, "_CHUNK_BYTES", 4 * 24 * 15 * chunk)
+    for way in WAYS.values():
+        result = way(outputs, groups, NUM_GROUPS)
+        torch.testing.assert_close(result.unbiased_VV, expected.unbiased_VV, rtol=1e-4, atol=0)
+        torch.testing.assert_close(result.unbiased_GVV, expected.unbiased_GVV, rtol=1e-4, atol=0)
 
 
 def test_an_independent_package_finds_the_same() -> None:

@@ -80,7 +80,7 @@ def compare(
         centred.add(experts_EnM, bounds, experts_EnM.mean(dim=1, keepdim=True))
         if cka:
             given = groups_n.to(outputs_VnM.device) if num_groups else None
-            average.add(hsic(outputs_VnM, given, num_groups))
+            average.add(hsic(outputs_VnM, given, num_groups, average.scratch))
         num_minibatches += 1
     assert cosines is not None and centred is not None
     return _comparison(average.finish() if cka else None, cosines, centred, groups_N, num_groups, num_minibatches)

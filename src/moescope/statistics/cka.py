@@ -17,6 +17,8 @@ Names here end in V, the variables compared: the experts, and where wanted the l
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,8 @@ from torch import Tensor
 MIN_TOKENS = 4
 """Fewest tokens the unbiased estimator is defined for."""
 
-_EXPERTS_AT_A_TIME = 8
+_CHUNK_BYTES = 8 * 2**20
+"""Centred outputs held at a time: they should still be in the cache when they are multiplied."""
 
 
 @dataclass
@@ -83,7 +86,23 @@ def _normalised(hsic_xVV: Tensor) -> Tensor:
     return hsic_xVV / (scale_xV.unsqueeze(-1) * scale_xV.unsqueeze(-2))
 
 
-def hsic(outputs_VNM: Tensor, groups_N: Tensor | None = None, num_groups: int = 0) -> HSIC:
+class Scratch:
+    """Memory that is used again: fresh pages for every minibatch would cost a good part of the products' time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor whose content is arbitrary, and gone when the same name is asked for again."""
+        size, kept = math.prod(shape), self._kept.get(name)
+        if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (dtype, like.device):
+            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)
+        return kept[:size].view(*shape)
+
+
+def hsic(
+    outputs_VNM: Tensor, groups_N: Tensor | None = None, num_groups: int = 0, scratch: Scratch | None = None
+) -> HSIC:
     """HSIC of all pairs on one set of tokens, from whole Gram matrices: V N^2 numbers in memory beside the outputs.
 
     Products are in float32 (float64 for float64 outputs), sums of them in float64.
@@ -92,19 +111,22 @@ def hsic(outputs_VNM: Tensor, groups_N: Tensor | None = None, num_groups: int = 
         outputs_VNM: Each variable's outputs for the same N tokens, any floating dtype.
         groups_N: Which group of documents each token is of, int64, ascending; None for no intervals.
         num_groups: G.
+        scratch: Memory to work in, where there are many minibatches: `MinibatchHSIC.scratch`.
 
     Raises:
         ValueError: Fewer than `MIN_TOKENS` tokens, or groups not in ascending order.
     """
-    num_variables, num_tokens, _ = outputs_VNM.shape
+    num_variables, num_tokens, width = outputs_VNM.shape
     if num_tokens < MIN_TOKENS:
         raise ValueError(f"unbiased HSIC of {num_tokens} tokens; it takes {MIN_TOKENS}")
     dtype = torch.float64 if outputs_VNM.dtype == torch.float64 else torch.float32
-    gram_VNN = torch.empty((num_variables, num_tokens, num_tokens), dtype=dtype, device=outputs_VNM.device)
+    scratch = scratch or Scratch()
+    gram_VNN = scratch.empty("gram", (num_variables, num_tokens, num_tokens), outputs_VNM, dtype)
     sums = PairSums(num_variables, num_tokens, groups_N, num_groups, outputs_VNM.device)
-    for start in range(0, num_variables, _EXPERTS_AT_A_TIME):
-        chunk = slice(start, start + _EXPERTS_AT_A_TIME)
-        part_vNM = outputs_VNM[chunk] - outputs_VNM[chunk].mean(dim=1, keepdim=True, dtype=dtype)
+    for chunk in variables_at_a_time(outputs_VNM.shape):
+        shape = (chunk.stop - chunk.start, num_tokens, width)
+        part_vNM = scratch.empty("outputs", shape, outputs_VNM, dtype).copy_(outputs_VNM[chunk])
+        part_vNM -= part_vNM.mean(dim=1, keepdim=True)
         torch.bmm(part_vNM, part_vNM.mT, out=gram_VNN[chunk])
         if sums.bounds:
             towards_vGM = torch.stack([part_vNM[:, first:last].sum(dim=1) for first, last in sums.bounds], dim=1)
@@ -122,6 +144,14 @@ def hsic(outputs_VNM: Tensor, groups_N: Tensor | None = None, num_groups: int = 
             sums.inside_GVV[group] += (inside @ inside.T).double()
     sums.all_VV += sums.rows_GVV.sum(0)
     return sums.finish()
+
+
+def variables_at_a_time(shape: Sequence[int]) -> Iterator[slice]:
+    """Parts of V variables of N x M outputs, given (V, N, M), that are small enough to stay in the cache."""
+    num_variables, num_tokens, width = shape
+    step = max(1, _CHUNK_BYTES // (4 * max(1, num_tokens * width)))
+    for start in range(0, num_variables, step):
+        yield slice(start, min(num_variables, start + step))
 
 
 class PairSums:
@@ -206,9 +236,13 @@ class MinibatchHSIC:
     """Averages HSIC over minibatches: minibatch CKA divides averages, it does not average CKA (Nguyen et al. 2021).
 
     The unbiased estimator stays unbiased however small the minibatch; the biased one keeps a minibatch's bias.
+
+    Attributes:
+        scratch: Memory for `hsic` of one minibatch after the other.
     """
 
     def __init__(self) -> None:
+        self.scratch = Scratch()
         self._sums: HSIC | None = None
         self._counts_G: Tensor | None = None
 

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.statistics.cka import HSIC, MIN_TOKENS, PairSums
+from moescope.statistics.cka import HSIC, MIN_TOKENS, PairSums, Scratch, variables_at_a_time
 
 TILE = 256
-SLAB = 512
+SLAB_BYTES = 640 * 2**20
 
 
 class OutputsFile:
@@ -93,6 +93,11 @@ class _Block:
     end: int
     group: int
 
+    @property
+    def size(self) -> int:
+        """Tokens in it."""
+        return self.end - self.start
+
 
 def exact_hsic(
     outputs_VNM: Tensor,
@@ -100,20 +105,20 @@ def exact_hsic(
     num_groups: int = 0,
     *,
     tile: int = TILE,
-    slab: int = SLAB,
+    slab: int | None = None,
     device: torch.device | str | None = None,
 ) -> HSIC:
     """HSIC of all pairs of variables over all pairs of tokens, as `cka.hsic`, in bounded memory.
 
-    Beside the outputs: V x (slab + tile) x M + V x tile^2 numbers. Products are in float32 (float64 for float64
-    outputs), sums of them in float64.
+    Beside the outputs: V x slab x (M + tile) numbers. Products are in float32 (float64 for float64 outputs), sums of
+    them in float64.
 
     Args:
         outputs_VNM: Outputs, any floating dtype; may be memory-mapped.
         groups_N: Which group of documents each token is of, ascending; None for no intervals.
         num_groups: G.
         tile: Most tokens on a side of a tile of the Gram matrices.
-        slab: Tokens whose outputs are held while all later ones pass by.
+        slab: Tokens whose outputs are held while all later ones pass by; None: as many as fit in `SLAB_BYTES`.
         device: Where to compute; None: where the outputs are.
 
     Raises:
@@ -128,38 +133,46 @@ def exact_hsic(
     sums = PairSums(num_variables, num_tokens, groups_N, num_groups, device)
     blocks = list(_blocks(sums.bounds or [(0, num_tokens)], tile))
     mean_V1M, towards_VMG = _centres(outputs_VNM, blocks, num_groups, dtype, device)
-    buffers = [
-        torch.empty((num_variables * rows * columns,), dtype=dtype, device=device)
-        for rows, columns in ((max(slab, tile), width), (tile, width), (tile, tile))
-    ]
+    slab = max(tile, slab if slab is not None else SLAB_BYTES // (4 * num_variables * (width + tile)))
+    size = max(block.size for block in blocks)
 
-    def load(start: int, end: int, buffer: Tensor) -> Tensor:
-        out_VnM = buffer[: num_variables * (end - start) * width].view(num_variables, end - start, width)
-        return torch.sub(outputs_VNM[:, start:end].to(device), mean_V1M, out=out_VnM)
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
 
-    first = 0
-    while first < len(blocks):
-        held = [blocks[first]]
-        while first + len(held) < len(blocks) and blocks[first + len(held)].end - held[0].start <= slab:
-            held.append(blocks[first + len(held)])
-        origin, end = held[0].start, held[-1].end
-        slab_VnM = load(origin, end, buffers[0])
-        for variable in range(num_variables):
-            sums.diagonal_VN[variable, origin:end] = slab_VnM[variable].square().sum(-1).double()
-        if num_groups:
-            sums.towards_GVN[:, :, origin:end] = (slab_VnM @ towards_VMG).permute(2, 0, 1).double()
-        for index in range(first, len(blocks)):
-            right = blocks[index]
-            inside = index < first + len(held)
-            right_VnM = (
-                slab_VnM[:, right.start - origin : right.end - origin]
-                if inside
-                else load(right.start, right.end, buffers[1])
-            )
-            for left in held[: index - first + 1]:
-                left_VnM = slab_VnM[:, left.start - origin : left.end - origin]
-                _add_tile(sums, left, right, left_VnM, right_VnM, buffers[2])
-        first += len(held)
+    scratch = Scratch()
+
+    def load(chunk: slice, block: _Block, out_vnM: Tensor) -> Tensor:
+        return out_vnM.copy_(outputs_VNM[chunk, block.start : block.end]).sub_(mean_V1M[chunk])
+
+    while blocks:
+        held = [blocks[0], *(block for block in blocks[1:] if block.end - blocks[0].start <= slab)]
+        outputs = {block: empty(num_variables, block.size, width) for block in held}
+        buffers = [empty(num_variables * block.size * size) for block in held]
+        for block, block_VnM in outputs.items():
+            for chunk in variables_at_a_time(block_VnM.shape):
+                part_vnM = load(chunk, block, block_VnM[chunk])
+                sums.diagonal_VN[chunk, block.start : block.end] = part_vnM.square().sum(-1).double()
+                if num_groups:
+                    towards_vnG = part_vnM @ towards_VMG[chunk]
+                    sums.towards_GVN[:, chunk, block.start : block.end] = towards_vnG.permute(2, 0, 1).double()
+        for right in blocks:
+            lefts = [block for block in held if block.start <= right.start]
+            tiles = [
+                buffer[: num_variables * left.size * right.size].view(num_variables, left.size, right.size)
+                for left, buffer in zip(lefts, buffers, strict=False)
+            ]
+            # A few variables at a time, so that what was just read is multiplied while it is in the cache.
+            for chunk in variables_at_a_time((num_variables, right.size, width)):
+                if right in outputs:
+                    part_vnM = outputs[right][chunk]
+                else:
+                    shape = (chunk.stop - chunk.start, right.size, width)
+                    part_vnM = load(chunk, right, scratch.empty("passing", shape, mean_V1M, dtype))
+                for left, tile_Vnn in zip(lefts, tiles, strict=True):
+                    torch.bmm(outputs[left][chunk], part_vnM.mT, out=tile_Vnn[chunk])
+            for left, tile_Vnn in zip(lefts, tiles, strict=True):
+                _add_tile(sums, left, right, tile_Vnn)
+        del blocks[: len(held)]
     return sums.finish()
 
 
@@ -188,10 +201,8 @@ def _centres(
     return mean_V1M.to(dtype), around_VGM.mT.to(dtype)
 
 
-def _add_tile(sums: PairSums, left: _Block, right: _Block, left_VnM: Tensor, right_VnM: Tensor, buffer: Tensor) -> None:
+def _add_tile(sums: PairSums, left: _Block, right: _Block, tile_Vnn: Tensor) -> None:
     """Adds one tile of all Gram matrices to the sums; off the diagonal it stands for its mirror image too."""
-    shape = (left_VnM.shape[0], left_VnM.shape[1], right_VnM.shape[1])
-    tile_Vnn = torch.bmm(left_VnM, right_VnM.mT, out=buffer[: shape[0] * shape[1] * shape[2]].view(shape))
     if left is right:
         tile_Vnn.diagonal(dim1=1, dim2=2).zero_()
     flat = tile_Vnn.flatten(1)
