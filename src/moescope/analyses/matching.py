@@ -108,7 +108,7 @@ class Neurons:
         _, num_neurons, width = self.parts["up"].shape
         together = max(1, _CHUNK_NUMBERS // (num_neurons * max(num_neurons, width)))
         experts, starts = np.unique(pairs_P2[:, 0], return_index=True)
-        for expert, others in zip(experts, np.split(pairs_P2[:, 1], starts[1:]), strict=True):
+        for expert, others in zip(experts, np.split(pairs_P2[:, 1], starts[1:]), strict=False):  # no pairs: one part
             for start in range(0, len(others), together):
                 yield int(expert), others[start : start + together]
 

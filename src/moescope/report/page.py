@@ -157,6 +157,8 @@ def command_line(results: Results) -> str:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')}: {_said(of)}" for name, of in value.items())
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "default" if value is None else number(value) if isinstance(value, int | float) else str(value)

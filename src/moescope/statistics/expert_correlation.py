@@ -7,7 +7,7 @@ far too narrow as soon as experts differ in how alike they are to all others. Un
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ NUM_PERMUTATIONS = 999
 MOST_GROUPS = 64
 FEWEST_EXPERTS = 4
 COVERAGE = 0.95
+_CHUNK_NUMBERS = 2**17
 
 Floats = NDArray[np.float64]
 
@@ -113,11 +114,21 @@ def pooled(parts: Sequence[ExpertCorrelation]) -> ExpertCorrelation:
 
 def spearman(x: Floats, y: Floats) -> float:
     """Pearson's correlation of ranks, ties sharing their mean rank; NaN where either is constant."""
-    if len(x) < 3:
+    return _correlation_of(rankdata(x), rankdata(y))
+
+
+def _correlation_of(ranks_x: Floats, ranks_y: Floats) -> float:
+    if len(ranks_x) < 3:
         return math.nan
-    ranks_x, ranks_y = rankdata(x) - (len(x) + 1) / 2, rankdata(y) - (len(y) + 1) / 2
+    ranks_x, ranks_y = ranks_x - (len(ranks_x) + 1) / 2, ranks_y - (len(ranks_y) + 1) / 2
     scale = math.sqrt(float(ranks_x @ ranks_x) * float(ranks_y @ ranks_y))
     return float(ranks_x @ ranks_y) / scale if scale else math.nan
+
+
+def _ranks_of(places: NDArray[np.integer]) -> Floats:
+    """Ranks from 1, ties sharing their mean, of values given as their place among all distinct values: no sorting."""
+    counts = np.bincount(places)
+    return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
 def _unknown(num_experts: int, num_values: int) -> ExpertCorrelation:
@@ -154,10 +165,12 @@ def _jackknife(
     num_groups = min(num_experts, MOST_GROUPS)
     groups_E = generator.permutation(num_experts) % num_groups
     known_P = np.isfinite(x_P) & np.isfinite(y_P)
+    groups_i, groups_j = groups_E[i_P[known_P]], groups_E[j_P[known_P]]
+    places = [np.unique(values_P[known_P], return_inverse=True)[1] for values_P in (x_P, y_P)]
     without = []
     for group in range(num_groups):
-        left_P = known_P & (groups_E[i_P] != group) & (groups_E[j_P] != group)
-        without.append(_artanh(spearman(x_P[left_P], y_P[left_P])))
+        left = (groups_i != group) & (groups_j != group)
+        without.append(_artanh(_correlation_of(*(_ranks_of(places_P[left]) for places_P in places))))
     values_G = np.array(without)
     if not np.isfinite(values_G).all():
         return math.nan, 0
@@ -176,29 +189,28 @@ def _null(
     ranks_3EE = np.zeros((3, num_experts, num_experts))
     ranks_3EE[:, i_P, j_P] = ranks_3EE[:, j_P, i_P] = others_3P
     flat_3N = ranks_3EE.reshape(3, -1)
-    correlation: Callable[[NDArray], float]
-    if sums_3P[0].all() and others_3P[0].all():
-        scale = math.sqrt(float(sums_3P[2].sum() * others_3P[2].sum()))
-
-        def correlation(places_P: NDArray) -> float:
-            return float(sums_3P[1] @ flat_3N[1][places_P]) / scale
-
-    else:
-
-        def correlation(places_P: NDArray) -> float:
-            together = sums_3P @ flat_3N[:, places_P].T  # rows and columns: known, rank, rank squared
-            num = together[0, 0]
-            if num < 3:
-                return math.nan
-            product = together[1, 1] - together[1, 0] * together[0, 1] / num
-            squares = (together[2, 0] - together[1, 0] ** 2 / num) * (together[0, 2] - together[0, 1] ** 2 / num)
-            return product / math.sqrt(squares) if squares > 0 else math.nan
-
     found = np.empty(num_permutations)
-    for replicate in range(num_permutations):
-        order_E = generator.permutation(num_experts)
-        found[replicate] = correlation(order_E[i_P] * num_experts + order_E[j_P])
+    together = max(1, _CHUNK_NUMBERS // len(i_P))
+    for start in range(0, num_permutations, together):
+        size = min(together, num_permutations - start)
+        orders_RE = generator.permuted(np.tile(np.arange(num_experts), (size, 1)), axis=1)
+        places_RP = orders_RE[:, i_P] * num_experts + orders_RE[:, j_P]
+        found[start : start + size] = _correlations(sums_3P, flat_3N, places_RP)
     return np.arctanh(np.clip(found, -1 + 1e-12, 1 - 1e-12))
+
+
+def _correlations(sums_3P: Floats, flat_3N: Floats, places_RP: NDArray[np.integer]) -> Floats:
+    """Pearson's correlation of the first measure's ranks with those at each row of places, where both are known."""
+    if sums_3P[0].all() and flat_3N[0][places_RP[0]].all():  # then permuting changes no sum but that of products
+        squares_P = flat_3N[2][places_RP[0]]
+        return flat_3N[1][places_RP] @ sums_3P[1] / math.sqrt(float(sums_3P[2].sum() * squares_P.sum()))
+    known_RP, ranks_RP, squares_RP = (values_N[places_RP] for values_N in flat_3N)
+    num = known_RP @ sums_3P[0]
+    first, second = known_RP @ sums_3P[1], ranks_RP @ sums_3P[0]
+    product = ranks_RP @ sums_3P[1] - first * second / num
+    squares = (known_RP @ sums_3P[2] - first**2 / num) * (squares_RP @ sums_3P[0] - second**2 / num)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((num >= 3) & (squares > 0), product / np.sqrt(squares), np.nan)
 
 
 def _known_ranks(values_P: Floats) -> Floats:
