@@ -40,7 +40,8 @@ def test_report_asks_everything_and_writes_a_page(moescope, here, given):
     outcome = moescope("report", *given, "--num_tokens", 6000, "--layers", 0, 2, "--out", "mine")
     assert outcome.code == 0, outcome.err
     assert outcome.err.splitlines() == [
-        "note: predicted tokens are left out: with --layers the model is not run to its end (--predictions does)"
+        "note: predicted tokens and promoted tokens are left out: with --layers the model is not run to its end "
+        "(--predictions does)"
     ]
     assert outcome.out.splitlines()[-1] == "Results: mine"
     assert (here / "mine" / "index.html").stat().st_size > 100_000

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PALE = "#c9c9c9"
 LABEL_SIZE = 6.0
 MOST_TILES = 144
+MOST_ROUNDS = 600
 SEPARATE = {"expert": style.COLOURS[0], "domain": style.COLOURS[1]}
 
 
@@ -259,11 +260,11 @@ def apart(
         limits: (2,) size of the page.
 
     Returns:
-        (n, 2); boxes that can't be kept apart in 400 rounds stay where they are by then.
+        (n, 2); boxes that can't be kept apart in `MOST_ROUNDS` rounds stay where they are by then.
     """
     moved = places + np.random.default_rng(0).normal(scale=1e-4, size=places.shape)
     reach = (boxes[:, None] + boxes[None]) / 2
-    for _ in range(400):
+    for _ in range(MOST_ROUNDS):
         offset = moved[:, None] - moved[None]
         overlap = reach - np.abs(offset)
         np.einsum("iik->ik", overlap)[:] = -1.0
@@ -276,5 +277,5 @@ def apart(
         rows, columns = np.nonzero(covers)
         axis = along[rows, columns]
         push[rows, columns, axis] = 0.55 * overlap[rows, columns, axis] * np.sign(offset[rows, columns, axis])
-        moved = np.clip(moved + push.sum(axis=1) * 0.7, boxes / 2, limits - boxes / 2)
+        moved = np.clip(moved + push.sum(axis=1), boxes / 2, limits - boxes / 2)
     return moved

@@ -49,8 +49,7 @@ def comparable(points: NDArray[np.floating], metric: Metric) -> NDArray[np.float
     if metric == "euclidean":
         return exact
     norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    exact = exact / np.where(norms > 0, norms, 1.0)
-    return exact
+    return exact / np.where(norms > 0, norms, 1.0)
 
 
 def project(

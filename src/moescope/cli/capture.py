@@ -65,9 +65,14 @@ def run_analyses(
     layers = model.check_layers(options.layers) if options.layers is not None else None
     needs_text = asked is None or any(analysis.needs_text for analysis in asked)
     corpus = open_corpus(options) if needs_text else None
-    read = {"vocabulary"} - set(skip) if asked is None else {analysis.name for analysis in asked}
-    if layers is not None and options.predictions is None and "vocabulary" in read:
-        note("predicted tokens are left out: with --layers the model is not run to its end (--predictions does)")
+    read = {"vocabulary", "contribution"} - set(skip) if asked is None else {analysis.name for analysis in asked}
+    if layers is not None and options.predictions is None:
+        missing = ["predicted tokens"] if "vocabulary" in read else []
+        if "contribution" in read and not model.complete:
+            missing.append("promoted tokens")
+        if missing:
+            what = " and ".join(missing)
+            note(f"{what} are left out: with --layers the model is not run to its end (--predictions does)")
     with _no_parents_left(folder.path), folder:
         with counting("reading", options.num_tokens) if needs_text else nullcontext() as progress:
             run = moescope.capture(

@@ -79,11 +79,11 @@ def vote(labels_N: Tensor, neighbours_NK: Tensor) -> Tensor:
         Labels (N,), -1 for a point without neighbours.
     """
     num_neighbors = neighbours_NK.shape[1]
-    # One vote each, and of equals the smaller sum of ranks: all that ranks add together is less than a vote.
-    ranks_K = torch.arange(num_neighbors, 0, -1, dtype=torch.float64)
-    votes_K = 1 + ranks_K / (num_neighbors * (num_neighbors + 1))
+    # One vote each, and of equals the smaller sum of ranks: all that ranks add together is less than a vote. In
+    # integers, so that equals are equals.
+    votes_K = num_neighbors * (num_neighbors + 1) + torch.arange(num_neighbors, 0, -1)
     known_NK = neighbours_NK >= 0
-    tally_NC = torch.zeros(len(labels_N), int(labels_N.max()) + 1 if len(labels_N) else 1, dtype=torch.float64)
+    tally_NC = torch.zeros(len(labels_N), int(labels_N.max()) + 1 if len(labels_N) else 1, dtype=torch.int64)
     tally_NC.scatter_add_(1, labels_N[neighbours_NK.clamp(min=0)], votes_K * known_NK)
     return torch.where(known_NK.any(1), tally_NC.argmax(1), -1)
 
