@@ -118,11 +118,11 @@ def _note(profile: ExpertProfile) -> str:
     notes = ["bars with 95 % intervals over documents", "contexts: shade is w ‖o‖ of this expert, frame the token"]
     notes.append("at most one context of a document; characters that the font lacks are shown by their code point")
     if profile.nearest_by_output is not None:
-        notes.append(f"like it, by output: {profile.nearest_by_output.measure.replace('_', ' ')}")
+        notes.append(f"selected with: lift; like it, by output: {profile.nearest_by_output.measure.replace('_', ' ')}")
     if profile.nearest_by_weight is not None:
         notes.append(f"by weight: {profile.nearest_by_weight.measure.replace('_', ' ')}")
     if profile.effect is not None:
-        notes.append(f"Δ loss: {profile.effect.definition}")
+        notes.append(f"Δ loss: nats per token, {profile.effect.definition}")
     return "; ".join(notes)
 
 
@@ -164,7 +164,7 @@ def _draw_domains(
     ax.axvline(100 * profile.usage.uniform_baseline, color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)))
     ax.set_xlim(left=0)
     ax.tick_params(axis="both", labelsize=SMALL)
-    ax.set_title("% of the domain's tokens", fontsize=7, loc="left", pad=3)
+    ax.set_title("% of its tokens" if effects else "% of the domain's tokens", fontsize=7, loc="left", pad=3)
     if effects:
         beside = place(left + both - 46.0, 46.0, first, last)
         values = [effects[domain.name] for domain in domains]
@@ -179,7 +179,7 @@ def _draw_domains(
         )  # fmt: skip
         beside.axvline(0, color=style.INK, linewidth=0.6)
         beside.tick_params(axis="both", labelsize=SMALL)
-        beside.set_title("Δ loss, 10⁻³ nats", fontsize=7, loc="left", pad=3)
+        beside.set_title("Δ loss, 10⁻³", fontsize=7, loc="left", pad=3)
 
 
 def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
@@ -198,12 +198,12 @@ def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
     lowers: list[tuple[str, list[tuple[str, float, str]]]] = []
     if profile.promoted is not None:
         rows = [(token.text, token.logit, f"{token.logit:.2f}") for token in profile.promoted.promoted]
-        lowers.append(("its output promotes", rows))
+        lowers.append(("output promotes", rows))
     together = [
         (f"expert {other.expert}", other.lift or 0.0, f"×{_said(other.lift, '{:.1f}')}")
         for other in profile.coactivated
     ]
-    lowers.append(("selected together, lift", together))
+    lowers.append(("selected with", together))
     for title, kind in (("like it, by output", profile.nearest_by_output), ("by weight", profile.nearest_by_weight)):
         if kind is not None:
             rows = [(f"expert {near.expert}", near.similarity, f"{near.similarity:.2f}") for near in kind.nearest]

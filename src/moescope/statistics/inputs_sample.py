@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,11 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.base import Statistic
-from moescope.statistics.resampling import sample_hashes
-
-_EMPTY = torch.iinfo(torch.int64).max
-"""Hash of a place that holds no token."""
+from moescope.statistics.smallest import SmallestHashes
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,10 @@ class InputsSample:
         return int(self.document_hashes_N.unique().shape[0])
 
 
-class LayerInputs(Statistic):
+class LayerInputs(SmallestHashes):
     """Keeps the N inputs of each layer with the smallest hash of (seed, document, position).
 
-    The N smallest of independent uniform hashes are a simple random sample without replacement ("bottom-k" sampling;
-    Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches"), and the N smallest of two such samples are that
-    of both corpora together. N here is the sample's size; it takes N x M numbers a layer, however long the corpus.
+    A simple random sample; see `SmallestHashes`. N is its size; it takes N x M numbers a layer, however long the text.
 
     Args:
         layers: MoE layers.
@@ -80,59 +74,29 @@ class LayerInputs(Statistic):
             dtype=dtype,
             seed=seed,
         )
-        self.seed = seed
-        places = (len(self.layers), num_samples)
-        self._declare("num_tokens_L", places[:1])
-        for name in ("hashes_LN", "document_hashes_LN", "domain_ids_LN"):
-            self._declare(name, places)
-        self.state["hashes_LN"].fill_(_EMPTY)
-        self._declare("inputs_LNM", (*places, model_width), getattr(torch, dtype))
+        self._declare_place("document_hashes", "document_hashes_LN")
+        self._declare_place("domain_ids", "domain_ids_LN")
+        self._declare_place("inputs", "inputs_LNM", model_width, dtype=getattr(torch, dtype))
 
     def update(self, record: Routing | ExpertOutputs) -> None:
         """Takes in one layer's inputs of one batch."""
         assert isinstance(record, Routing)
-        if record.inputs_TM is None:
+        inputs_TM, tokens = record.inputs_TM, record.tokens
+        if inputs_TM is None:
             raise RuntimeError("this record carries no inputs")
-        position, tokens = self._position[record.layer], record.tokens
-        self._combine("num_tokens_L", torch.tensor(tokens.num_tokens), position)
-        documents_T = tokens.document_hashes_B[tokens.rows_T]
-        hashes_T = sample_hashes(documents_T, tokens.positions_T, seed=self.seed)
-        # In a long corpus hardly any token is still small enough: the others are not copied.
-        rows = (hashes_T < self.state["hashes_LN"][position].max()).nonzero().squeeze(1)
-        self._keep(position, hashes_T[rows], documents_T[rows], tokens.domain_ids_T[rows], record.inputs_TM[rows])
-
-    def merge(self, other: Self) -> Self:
-        """Adds another part's sample: of both, the tokens with the smallest hashes stay.
-
-        Raises:
-            UsageError: The two were made with different parameters.
-        """
-        # Places of a sample can't be added one tensor at a time, only counts can: `_combine` lets the rest pass.
-        super().merge(other)
-        for position in range(len(self.layers)):
-            parts = [other.state[name][position].to(self.device) for name in _PLACES]
-            rows = (parts[0] < _EMPTY).nonzero().squeeze(1)
-            self._keep(position, *(part[rows] for part in parts))
-        return self
-
-    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
-        if name not in _PLACES:
-            super()._combine(name, increment, at)
-
-    def _keep(self, position: int, *candidates: Tensor) -> None:
-        """Of those kept so far and the candidates (tensors in the order of `_PLACES`), keeps the smallest hashes."""
-        if not candidates[0].shape[0]:
-            return
-        kept = [self.state[name][position] for name in _PLACES]
-        hashes = torch.cat([kept[0], candidates[0]])
-        order_N = hashes.argsort(stable=True)[: kept[0].shape[0]]
-        for place, candidate in zip(kept, candidates, strict=True):
-            place.copy_(torch.cat([place, candidate.to(place.dtype)])[order_N])
+        self._take(
+            record.layer,
+            tokens,
+            {
+                "document_hashes": lambda rows: tokens.document_hashes_B[tokens.rows_T[rows]],
+                "domain_ids": lambda rows: tokens.domain_ids_T[rows],
+                "inputs": lambda rows: inputs_TM[rows],
+            },
+        )
 
     def sample(self, layer: int) -> InputsSample:
         """What is kept of one layer, in ascending order of hash; fewer than N where the corpus is shorter."""
-        position = self._position[layer]
-        size = int((self.state["hashes_LN"][position] < _EMPTY).sum())
+        position, size = self._position[layer], self.sample_size(layer)
         return InputsSample(
             inputs_NM=self.state["inputs_LNM"][position, :size],
             document_hashes_N=self.state["document_hashes_LN"][position, :size],
@@ -158,7 +122,3 @@ class LayerInputs(Statistic):
             },
             coords={"layer": self.layers},
         )
-
-
-_PLACES = ("hashes_LN", "document_hashes_LN", "domain_ids_LN", "inputs_LNM")
-"""State that belongs together: one token's place in each."""
