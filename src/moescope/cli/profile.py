@@ -108,7 +108,7 @@ def lines(profile: ExpertProfile) -> list[Text]:
 
     def add(name: str, text: str) -> None:
         if text:
-            made.append(Text(f"  {name:<24}", style="dim").append(Text(text, style="default")))
+            made.append(Text(f"  {name:<26}", style="dim").append(Text(text, style="default")))
 
     def reach(low: float | None, high: float | None, share: bool = False) -> str:
         said = percent if share else number
@@ -147,7 +147,7 @@ def lines(profile: ExpertProfile) -> list[Text]:
     if profile.effect is not None:
         effect = profile.effect
         add(
-            "when ablated",
+            "Δ loss when ablated",
             f"{number(effect.delta_loss)} {effect.units}{reach(effect.ci_low, effect.ci_high)}, {effect.method}",
         )
     if profile.contexts:
