@@ -1,6 +1,8 @@
 """`moescope intervene` and `interv.py`: what is printed and left behind, and what is refused."""
 
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -76,6 +78,36 @@ def test_the_thesis_command(moescope, here, tiny):
     outcome = moescope("--model", tiny, *words, app=app)
     assert outcome.code == 0, outcome.err
     assert len(set(read(here / "results" / "intervene", "kl")["value"])) == 6
+
+
+def test_help_says_it_all_and_costs_no_torch():
+    code = """import sys
+from moescope.cli import main
+sys.argv = ["moescope", "intervene", "--help"]
+assert main() == 0
+print([name for name in ("torch", "numpy", "pandas", "matplotlib") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for option in (
+        "--prompt",
+        "--target-index",
+        "--layer",
+        "--expert",
+        "--scale",
+        "--set",
+        "--ablate",
+        "--replace",
+        "--renormalise",
+        "--positions",
+        "--generate",
+        "--controls",
+        "--seed",
+        "--model",
+        "--out",
+        "--force",
+    ):
+        assert option in done.stdout
+    assert "--layers" not in done.stdout
 
 
 def test_every_kind_of_change(intervene, here):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ class Change:
         if type(self) is Change:
             raise TypeError("a change is Scale, Set, Ablate or Replace")
         if self.positions is not None:
-            given = [self.positions] if isinstance(self.positions, int) else [int(place) for place in self.positions]
+            many = [self.positions] if isinstance(self.positions, Integral) else self.positions
+            given = [int(place) for place in many]  # type: ignore[union-attr]
             if not given:
                 raise UsageError(
                     f"no position was given for expert {self.expert} of layer {self.layer}",

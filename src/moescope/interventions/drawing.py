@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from moescope.figures import caption, charts, style, styled
 from moescope.interventions.changes import Set
@@ -79,19 +80,28 @@ def _sweep(study: Study) -> Figure:
     at_target = study.kl[study.kl["position"] == study.target].iloc[order]
     is_set = isinstance(study.effects[0].changes[0], Set)
     xlabel = "applied weight" if is_set else "factor on the weight"
-    _beside_controls(left, values, at_target, "changed")
+    known = _no_change(study)
+    _beside_controls(left, values, at_target, "changed", known if not is_set else None, known)
     charts.label(left, x=xlabel, y="KL(base ‖ changed) (nats)", title=f"KL at {_target(study)}")
     places = _leading(study)
     for colour, slot in zip(style.COLOURS, places, strict=False):
         name = study.texts[int(study.token_ids[0][slot])]
         probabilities = [math.exp(study.effects[place].changed.log_probabilities[0][slot]) for place in order]
-        right.plot(values, probabilities, marker="o", color=colour, label=name)
+        before = math.exp(study.base.log_probabilities[0][slot])
+        right.plot(*_with_point(values, probabilities, known, before), color=colour)
+        right.plot(values, probabilities, marker="o", color=colour, label=name, linestyle="-" if known is None else "")
         if study.draws:
             medians = [
                 float(np.median([np.exp(each.log_probabilities[0][slot]) for each in study.effects[place].matched]))
                 for place in order
             ]
-            right.plot(values, medians, color=colour, linestyle=DASHES, linewidth=0.8, zorder=1)
+            right.plot(
+                *_with_point(values, medians, None if is_set else known, before),
+                color=colour,
+                linestyle=DASHES,
+                linewidth=0.8,
+                zorder=1,
+            )
     charts.label(right, x=xlabel, y="probability", title="Most probable next tokens")
     marks = list(study.base_weights.values()) if is_set else [1.0]
     for ax in (left, right):
@@ -109,16 +119,56 @@ def _sweep(study: Study) -> Figure:
     return fig
 
 
-def _beside_controls(ax: Axes, x: Sequence[float], rows: pd.DataFrame, name: str) -> None:
-    """A line of KL, and lines and bands of both kinds of control."""
+def _no_change(study: Study) -> float | None:
+    """The value at which a sweep is known to change nothing; None if there is none, or it is among those swept."""
+    changes = study.effects[0].changes
+    if not isinstance(changes[0], Set):
+        value = 1.0
+    elif len(changes) == 1 and changes[0].places in ((study.target,), (study.target - len(study.prompt),)):
+        value = study.prompt.weight(*study.targets[0], study.target) or math.nan
+    else:
+        return None
+    return None if math.isnan(value) or any(effect.value == value for effect in study.effects) else value
+
+
+def _with_point(
+    x: Sequence[float], y: Sequence[float], at: float | None, value: float
+) -> tuple[list[float], list[float]]:
+    """The points of a line, with one more where it is known without having been run."""
+    points = sorted([*zip(x, y, strict=True), *([] if at is None else [(at, value)])])
+    return [float(point[0]) for point in points], [float(point[1]) for point in points]
+
+
+def _beside_controls(
+    ax: Axes,
+    x: Sequence[float],
+    rows: pd.DataFrame,
+    name: str,
+    still_for_controls: float | None = None,
+    still: float | None = None,
+) -> None:
+    """A line of KL, and lines and bands of both kinds of control; `still`: where no change is known to be made."""
     for prefix, words, colour in (
         ("control_kl", CONTROL, style.NEUTRAL),
         ("other_choices_kl", OTHERS, style.COLOURS[1]),
     ):
         if rows[f"{prefix}_median"].notna().any():
-            ax.plot(x, rows[f"{prefix}_median"], color=colour, linestyle=DASHES, zorder=2, label=words)
-            charts.band(ax, x, rows[f"{prefix}_low"], rows[f"{prefix}_high"], colour=colour)
-    ax.plot(x, rows["kl"], marker="o" if len(x) <= 40 else "", color=style.COLOURS[0], label=name, zorder=3)
+            low, middle, high = (
+                _with_point(x, rows[f"{prefix}_{which}"], still_for_controls, 0.0)
+                for which in ("low", "median", "high")
+            )
+            ax.plot(*middle, color=colour, linestyle=DASHES, zorder=2, label=words)
+            charts.band(ax, low[0], low[1], high[1], colour=colour)
+    ax.plot(*_with_point(x, rows["kl"], still, 0.0), color=style.COLOURS[0], zorder=3)
+    ax.plot(
+        x,
+        rows["kl"],
+        marker="o" if len(x) <= 40 else "",
+        color=style.COLOURS[0],
+        label=name,
+        zorder=3,
+        linestyle="-" if still is None else "",
+    )
 
 
 def _leading(study: Study) -> list[int]:
@@ -192,6 +242,7 @@ def _next_tokens(study: Study) -> Figure:
     if study.effects[0].chosen:
         spans = rows["other_choices_change_low"], rows["other_choices_change_high"]
         right.hlines(places, *spans, color=style.COLOURS[1], linewidth=0.8, label=OTHERS)
+    right.xaxis.set_major_locator(MaxNLocator(5))
     charts.label(right, x="change of log-probability (nats)", title="Change")
     for ax in (left, right):
         ax.tick_params(axis="y", length=0)
