@@ -115,7 +115,10 @@ def _reach(low: float | None, high: float | None, form: str) -> str:
 
 
 def _note(profile: ExpertProfile) -> str:
-    notes = ["bars with 95 % intervals over documents, none under 10", "contexts: shade is w ‖o‖ of this expert, frame the token"]
+    notes = [
+        "bars with 95 % intervals over documents, none under 10",
+        "contexts: shade is w ‖o‖ of this expert, frame the token",
+    ]
     notes.append("at most one context of a document; characters that the font lacks are shown by their code point")
     if profile.nearest_by_output is not None:
         notes.append(f"selected with: lift; like it, by output: {profile.nearest_by_output.measure.replace('_', ' ')}")
