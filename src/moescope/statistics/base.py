@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.statistics.storage import pack, unpack, write
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,7 +59,8 @@ class Statistic(ABC):
 
         A statistic whose state is not a sum (a sample of smallest hashes) overrides this.
         """
-        self.state[name][at] += increment.to(self.state[name].dtype)
+        # Records may come from another device than the state: a statistic kept on the CPU, a model on a GPU.
+        self.state[name][at] += increment.to(self.state[name])
 
     @abstractmethod
     def update(self, record: Routing | ExpertOutputs) -> None:
@@ -94,9 +95,14 @@ class Statistic(ABC):
         return sum(tensor.nbytes for tensor in self.state.values())
 
     def save(self, path: str | Path) -> None:
-        """Writes state and parameters to a safetensors file."""
+        """Writes state and parameters to a safetensors file; `moescope.statistics.storage` says how.
+
+        Raises:
+            OSError: The disk refuses.
+        """
         metadata = {"statistic": type(self).__name__, "parameters": json.dumps(self.parameters)}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in self.state.items()}, path, metadata=metadata)
+        packed = {part: stored for name, tensor in self.state.items() for part, stored in pack(name, tensor).items()}
+        write(packed, path, metadata)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
@@ -112,5 +118,8 @@ class Statistic(ABC):
                     f"{path} holds the state of {metadata.get('statistic', 'nothing known')}", expected=cls.__name__
                 )
             statistic = cls(device=device, **json.loads(metadata["parameters"]))
-            statistic.state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            stored = set(file.keys())
+            statistic.state = {
+                name: unpack(name, declared, stored, file.get_tensor) for name, declared in statistic.state.items()
+            }
         return statistic
