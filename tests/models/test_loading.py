@@ -73,10 +73,18 @@ def test_a_dtype_that_weights_can_not_have(olmoe: Path, wrong: str) -> None:
 
 
 def test_a_device_that_is_not_here(olmoe: Path) -> None:
-    with pytest.raises(UsageError, match=r'no device cuda:99 here[\s\S]*"auto" or one of: cpu'):
+    with pytest.raises(UsageError, match=r'no device cuda:99: it is not here[\s\S]*"auto" or one of: cpu'):
         load_model(str(olmoe), device="cuda:99")
-    with pytest.raises(UsageError, match="no device toaster"):
-        load_model(str(olmoe), device="toaster")
+    for wrong in ("toaster", "mps" if not torch.backends.mps.is_available() else "xla", "meta"):
+        with pytest.raises(UsageError, match=f"no device {wrong}"):
+            load_model(str(olmoe), device=wrong)
+
+
+def test_a_revision_of_what_has_none(olmoe: Path) -> None:
+    for name in ("nano", str(olmoe)):
+        with pytest.raises(UsageError, match=r"revision main of .* no repository") as error:
+            load_model(name, revision="main")
+        assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", torch.device("cpu")])

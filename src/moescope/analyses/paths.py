@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from moescope.analyses.base import Analysis, Context
 from moescope.analyses.drawing import against_independent, matrix_panels, similarity_order
+from moescope.errors import MoescopeWarning
 from moescope.figures import caption, style
 from moescope.statistics.paths import ExpertPaths
 
@@ -32,6 +34,16 @@ class Paths(Analysis):
 
     name = "paths"
     summary = "Expert paths: where tokens of one layer's experts go in the next layer."
+
+    def check(self, context: Context) -> None:
+        """Says that one layer has no next one; other questions of the run go on."""
+        if len(context.layers) < 2:
+            warnings.warn(
+                f"paths lead from a layer to the next one looked at, and only layer {context.layers[0]} is: none is "
+                "shown",
+                MoescopeWarning,
+                stacklevel=2,
+            )
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """Pairs of experts of consecutive layers."""

@@ -190,7 +190,9 @@ def _load(model: MoEModel, checkpoint: str | Path | MoEModel, layers: Sequence[i
     if not isinstance(checkpoint, str | Path):
         return checkpoint
     name, revision = source_of(str(checkpoint), model.name)
-    return load_model(name, revision=revision, dtype=model.dtype, device=model.device, layers=layers)
+    spread = len(set(getattr(model.hf, "hf_device_map", {}).values())) > 1
+    device = "auto" if spread else model.device
+    return load_model(name, revision=revision, dtype=model.dtype, device=device, layers=layers)
 
 
 def source_of(checkpoint: str, model_name: str) -> tuple[str, str | None]:

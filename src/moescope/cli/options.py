@@ -51,7 +51,7 @@ class ModelChoice:
     """Number format to compute in. Default: the checkpoint's own (nano: float32)."""
 
     device: Annotated[str | None, Parameter(group=MODEL)] = None
-    """Where to compute: cpu, cuda:1, mps, ... Default: auto, spread over the GPUs there are, the CPU if none."""
+    """Where to compute: cpu, cuda, cuda:1, ... Default: auto, spread over the GPUs there are, the CPU if none."""
 
 
 @Parameter(name="*")

@@ -12,7 +12,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moescope.errors import EnvironmentFailure, ModelError, MoescopeError
+from moescope.errors import EnvironmentFailure, ModelError, MoescopeError, UsageError
 
 NANO = "nano"
 _INDEX = "model.safetensors.index.json"
@@ -44,13 +44,20 @@ def located(name_or_path: str, revision: str | None) -> Iterator[Source]:
 
     Raises:
         ModelError: There is no such checkpoint, or the folder is none.
+        UsageError: A revision of what has none.
         EnvironmentFailure: The hub answered that it can't serve now.
     """
+    path = Path(name_or_path).expanduser()
+    if revision is not None and (name_or_path == NANO or path.is_dir()):
+        raise UsageError(
+            f"revision {revision} of {name_or_path}, which is no repository of the hub",
+            expected="a revision with a hub id only",
+            remedy="leave the revision out; a folder holds one state of a model",
+        )
     if name_or_path == NANO:
         with as_file(files("moescope.models") / NANO) as folder:
             yield _local(NANO, folder)
         return
-    path = Path(name_or_path).expanduser()
     if path.is_dir():
         yield _local(name_or_path, path)
     elif path.exists():

@@ -156,7 +156,11 @@ def same_shapes(whole: nn.Module, short: nn.Module) -> bool:
 def no_such_layer(unknown: Sequence[int], known: Sequence[int], name: str) -> UsageError:
     """The error for layers that are not among the MoE layers of a model."""
     what = f"{name} has no MoE layer {', '.join(map(str, unknown))}" if unknown else "no layer was asked for"
-    return UsageError(what, expected=f"some of its MoE layers, which count from 0: {spans(known)}")
+    return UsageError(
+        what,
+        expected=f"some of its MoE layers, which count from 0: {spans(known)}",
+        remedy="name some of these, or none for all",
+    )
 
 
 def spans(numbers: Iterable[int]) -> str:

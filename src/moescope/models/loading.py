@@ -251,11 +251,17 @@ def _device_map(device: str | torch.device | None) -> str | dict[str, str]:
         return "auto" if torch.cuda.is_available() else {"": "cpu"}
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # Sums are kept in 64 bits beside the model. Apple's mps has none (TypeError); meta holds no numbers at all.
+        torch.zeros(1, device=chosen, dtype=torch.float64).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         count = torch.cuda.device_count()
         there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        raise UsageError(f"no device {device} here", expected=f'"auto" or one of: {there}') from error
+        found = "has no numbers of 64 bits, in which sums are kept" if isinstance(error, TypeError) else "is not here"
+        raise UsageError(
+            f"no device {device}: it {found}",
+            expected=f'"auto" or one of: {there}',
+            remedy="name one of these, or leave the device out",
+        ) from error
     return {"": str(chosen)}
 
 
