@@ -49,6 +49,7 @@ def gather(model: MoEModel) -> dict[str, Any]:
         "num_blocks": model.num_blocks,
         "moe_layers": list(model.checkpoint_layers),
         "loaded_layers": list(model.layers),
+        "complete": model.complete,
         "num_experts": model.num_experts,
         "num_experts_per_token": model.num_experts_per_token,
         "num_shared_experts": model.num_shared_experts,
@@ -86,7 +87,6 @@ def _print(facts: dict[str, Any]) -> None:
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """What the table shows, in words."""
-    whole = facts["loaded_layers"] == facts["moe_layers"]
     rows = [
         ("family", facts["family"]),
         ("revision", facts["revision"] or ""),
@@ -100,7 +100,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{_count(facts['num_parameters'])}, {_count(facts['num_active_parameters'])} active per token"),
         (
             "loaded",
-            f"{'the whole model' if whole else 'down to layer ' + str(facts['loaded_layers'][-1])}: "
+            f"{'the whole model' if facts['complete'] else 'down to layer ' + str(facts['loaded_layers'][-1])}: "
             f"{_count(facts['num_loaded_parameters'])} parameters, {_bytes(facts['loaded_bytes'])} of memory "
             f"in {facts['dtype']} on {facts['device']}",
         ),
