@@ -12,9 +12,9 @@ import xarray as xr
 
 from moescope.analyses.base import Analysis, Context
 from moescope.analyses.drawing import against_independent, shared_legend
-from moescope.analyses.token_text import token_texts
 from moescope.errors import MoescopeWarning
 from moescope.figures import caption, style
+from moescope.models.token_text import token_texts
 from moescope.statistics.tokens import Reading, TokenUsage
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from moescope.analyses.token_text import token_texts, visible
+from moescope.models.token_text import token_texts, visible
 
 RAW = [" the", "\n\n", "\tx", "a\u200bb", "\u202eevil", "\x1b[31m", "\u00a0", "\u0301", "e\u0301", "漢", "\r", "<b>"]
 SHOWN = [
