@@ -184,16 +184,18 @@ def _clustered_map(
 
 @styled
 def _beside_controls(at: xr.Dataset, context: Context, measure: str, order: list[int]) -> Figure:
-    """The measure, the one that takes away its commonest false reason, and experts that learnt nothing."""
+    """The measure, and the one that takes away its commonest false reason, each beside experts that learnt nothing."""
     second = {"cka": "deconfounded_cka", "cosine": "centred_cosine"}[measure]
-    shown = {NAMES[measure]: measure, NAMES[second]: second, "re-drawn weights": f"{measure}_redrawn"}
+    shown = {}
+    for name in (measure, second):
+        shown |= {NAMES[name]: name, f"{NAMES[name]}, re-drawn": f"{name}_redrawn"}
     shown = {title: name for title, name in shown.items() if name in at}
     matrices = [_off_diagonal(at[name].values, order) for name in shown.values()]
     vmin, vmax, centre = _limits(matrices)
-    fig, axes = charts.small_multiples(len(shown), columns=len(shown), panel_height=2.0, around=0.35)
+    fig, axes = charts.small_multiples(len(shown), columns=2, panel_height=2.95, around=0.35)
     for ax, title, matrix_EE in zip(axes, shown, matrices, strict=True):
         finite = matrix_EE[np.isfinite(matrix_EE)]
-        mean = f", mean {finite.mean():.2f}" if finite.size else ""
+        mean = f": mean {finite.mean():.2f}" if finite.size else ""
         mesh = charts.heatmap(
             ax, matrix_EE, label=NAMES[measure], title=title + mean, vmin=vmin, vmax=vmax, centre=centre,
             colourbar=False,
@@ -203,8 +205,9 @@ def _beside_controls(at: xr.Dataset, context: Context, measure: str, order: list
         ax.set_yticks([])
     charts.panel_colourbar(mesh, axes, "similarity")
     fig.supxlabel(f"experts of layer {int(at['layer'])}, all panels in the order of the first")
-    caption(fig, context, f"{_sample(at, 'all')}; diagonal left out; re-drawn: the same experts on the same inputs, "
-            "weights drawn anew with equal scale")  # fmt: skip
+    control = any(name.endswith("_redrawn") for name in shown.values())
+    words = "; re-drawn: the same experts on the same inputs, weights drawn anew with equal scale" if control else ""
+    caption(fig, context, f"{_sample(at, 'all')}; diagonal left out{words}")
     return fig
 
 
