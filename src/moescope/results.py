@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from contextlib import contextmanager
@@ -101,15 +102,20 @@ class ResultsFolder:
 
     def __init__(self, out: str | Path | None, *, default: str | Path = "results/run", force: bool = False) -> None:
         self.path = Path(out) if out is not None else self._free(Path(default))
-        self._replace = self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path])
-        if self._replace and not force:
+        self._force = force
+        taken = self._taken()
+        if taken and not force:
             raise ResultsError(f"{self.path} exists already", remedy="name another folder with --out, or add --force")
-        if self._replace and not (self.path / MANIFEST).is_file():
+        if taken and not (self.path / MANIFEST).is_file():
             raise ResultsError(
                 f"{self.path} is no results folder of moescope: it has no {MANIFEST}",
                 remedy="name another folder with --out; --force replaces only what moescope wrote",
             )
         self._temporary = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
+
+    def _taken(self) -> bool:
+        """Whether something is there already; an empty folder is nothing."""
+        return self.path.exists() and any(self.path.iterdir() if self.path.is_dir() else [self.path])
 
     @staticmethod
     def _free(default: Path) -> Path:
@@ -131,6 +137,8 @@ class ResultsFolder:
             shutil.rmtree(self._temporary, ignore_errors=True)
             return
         with _surroundings(self.path):
+            if self._taken() and not self._force:  # by another run that was faster
+                self.path = self._free(self.path)
             old = self._temporary.with_name(self._temporary.name + "-old")
             if self.path.exists():
                 self.path.rename(old)
@@ -164,10 +172,16 @@ class ResultsFolder:
         """Writes `figures/name.pdf` and `.png`."""
         with _surroundings(self.path):
             # No creation date: the same run leaves the same bytes.
-            figure.savefig(self._place("figures", f"{name}.pdf"), metadata={"CreationDate": None})
+            self._draw(figure, f"{name}.pdf", metadata={"CreationDate": None})
             # What was laid out for one file stays for the other: constrained layout is half the time of a small figure.
             figure.set_layout_engine("none")
-            figure.savefig(self._place("figures", f"{name}.png"), dpi=FIGURE_DPI)
+            self._draw(figure, f"{name}.png", dpi=FIGURE_DPI)
+
+    def _draw(self, figure: Figure, name: str, **options: Any) -> None:
+        """Draws in memory first: where the disk is full, matplotlib stumbles over its own unfinished file."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=Path(name).suffix[1:], **options)
+        self._place("figures", name).write_bytes(buffer.getvalue())
 
     def write_state(self, name: str, statistic: Statistic) -> None:
         """Writes `state/name.safetensors`, to merge or continue."""

@@ -1,0 +1,191 @@
+"""The public `capture` as a whole: its numbers against a plain loop, what it refuses, what it leaves on disk."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import moescope
+from moescope import analyses
+from moescope.corpora import Sampler
+from moescope.errors import EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
+from moescope.models import load_model
+from moescope.results import ResultsFolder
+from tests.analyses.runs import WORDS, small_corpus, tiny_model
+from tests.families import build, save
+
+NUM_TOKENS = 1200
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return small_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.filterwarnings("ignore:.*ran alone")
+@pytest.mark.parametrize("batch_tokens", [1, 700, 8192])
+@pytest.mark.parametrize("family", ["olmoe", "mixtral", "qwen3_moe"])
+def test_counts_and_entropies_equal_a_plain_loop(family, batch_tokens, corpus, tmp_path):
+    """Each document alone through transformers' own model; ours one by one, in some batches, in one with padding."""
+    folder = save(build(family, seed=11), tmp_path)
+    model = load_model(str(folder), device="cpu")
+    reference = AutoModelForCausalLM.from_pretrained(folder).eval()
+    num_selected = reference.config.num_experts_per_tok
+    counts = np.zeros((len(model.layers), len(corpus.domains), model.num_experts), dtype=np.int64)
+    entropies = [[[] for _ in corpus.domains] for _ in model.layers]
+    for batch in Sampler(corpus, model.tokenizer, num_tokens=NUM_TOKENS, batch_tokens=1):
+        assert batch.input_ids_BS.shape[0] == 1
+        assert batch.keep_T.tolist() == list(range(batch.input_ids_BS.shape[1]))
+        domain = int(batch.tokens.domain_ids_B)
+        with torch.no_grad():
+            routers = reference(input_ids=batch.input_ids_BS, output_router_logits=True).router_logits
+        for position, logits_TE in enumerate(routers):
+            for logits_E in logits_TE.double().numpy():
+                p_E = np.exp(logits_E - logits_E.max()) / np.exp(logits_E - logits_E.max()).sum()
+                counts[position, domain, np.argsort(-p_E, kind="stable")[:num_selected]] += 1
+                entropies[position][domain].append(float(-(p_E * np.log(p_E)).sum()))
+    run = moescope.capture(model, corpus, ["usage", "entropy"], NUM_TOKENS, batch_tokens=batch_tokens)
+    assert run.tables["usage"]["num_selected"].values.tolist() == counts.tolist()
+    assert counts.sum() == len(model.layers) * num_selected * NUM_TOKENS
+    for position, layer in enumerate(model.layers):
+        for domain, values in zip(corpus.domains, entropies[position], strict=True):
+            cell = run.tables["entropy"].sel(layer=layer, domain=domain)
+            assert int(cell["num_tokens"]) == len(values)
+            assert float(cell["entropy_mean"]) == pytest.approx(np.mean(values), abs=1e-5)
+            assert float(cell["entropy_std"]) == pytest.approx(np.std(values), abs=1e-5)
+
+
+def test_one_domain_is_left_out_of_what_compares_domains(model, corpus):
+    one = corpus.first(1)
+    others = [name for name in analyses.names() if name not in ("usage", "entropy")]
+    run = moescope.capture(model, one, num_tokens=300, skip=others)
+    assert list(run.tables) == ["entropy"]
+    assert [note for note in run.manifest.notes if note.startswith("usage was left out: ") and "1 domain" in note]
+    with pytest.raises(UsageError, match="usage compares domains"):
+        moescope.capture(model, one, ["usage"], 300)
+
+
+def test_one_layer_has_no_paths_and_it_is_said(model, corpus):
+    with pytest.warns(MoescopeWarning, match="only layer 2"):
+        run = moescope.capture(model, corpus, ["paths", "entropy"], 300, layers=[2])
+    assert "entropy" in run.tables
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_tokens": 0}, "num_tokens is 0"),
+        ({"num_tokens": 2}, "3 domains"),
+        ({"batch_tokens": 0}, "batch_tokens is 0"),
+        ({"sequence_length": 0}, "sequence_length is 0"),
+        ({"layers": [9]}, "no MoE layer 9"),
+        ({"analyses": []}, "no analysis was asked for"),
+        ({"analyses": ["horoscope"]}, "horoscope"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(model, corpus, changes, said):
+    with pytest.raises(UsageError, match=said) as error:
+        moescope.capture(model, corpus, **({"analyses": ["entropy"], "num_tokens": 300} | changes))
+    assert error.value.exit_code == 2
+
+
+def test_what_a_run_leaves_behind(model, corpus, tmp_path):
+    def saved(name, seed):
+        run = moescope.capture(model, corpus, ["entropy", "usage"], NUM_TOKENS, layers=[1, 3], seed=seed)
+        return run, run.save(tmp_path / name)
+
+    (run, first), (_, again), (_, other) = saved("first", 4), saved("again", 4), saved("other", 5)
+    tables = sorted(path.name for path in (first / "tables").iterdir())
+    assert {"usage.csv", "usage.parquet", "router_entropy.csv", "router_entropy.parquet"} <= set(tables)
+    assert all((first / "tables" / name).read_bytes() == (again / "tables" / name).read_bytes() for name in tables)
+    usage = Path("tables") / "usage.csv"
+    assert (first / usage).read_bytes() != (other / usage).read_bytes()
+
+    manifest = json.loads((first / "manifest.json").read_text())
+    for package in ("moescope", "torch", "transformers"):
+        assert manifest[f"{package}_version"] == importlib.metadata.version(package)
+    known = {
+        "model": model.name,
+        "revision": None,
+        "family": "olmoe",
+        "config_hash": model.config_hash,
+        "dtype": "float32",
+        "device": "cpu",
+        "corpus": corpus.name,
+        "corpus_fingerprint": corpus.fingerprint,
+        "num_tokens": NUM_TOKENS,
+        "seed": 4,
+        "layers": [1, 3],
+        "analyses": ["entropy", "usage"],
+    }
+    assert {name: manifest[name] for name in known} == known
+    assert [domain["name"] for domain in manifest["domains"]] == sorted(WORDS)
+    assert sum(domain["num_tokens"] for domain in manifest["domains"]) == NUM_TOKENS
+    assert all(domain["num_documents"] > 0 for domain in manifest["domains"])
+    assert manifest["options"]["batch_tokens"] == 8192
+    assert manifest["wall_seconds"] > 0
+    assert manifest["peak_memory_bytes"] > 10**7
+
+    for name, statistic in run.statistics.items():
+        kind = getattr(moescope.statistics, type(statistic).__name__)
+        loaded, addend = (kind.load(first / "state" / f"{name}.safetensors") for _ in range(2))
+        assert loaded.compute().equals(statistic.compute())
+        doubled = loaded.merge(addend).compute()
+        assert (doubled["num_tokens"] == 2 * statistic.compute()["num_tokens"]).all()
+
+    with pytest.raises(ResultsError, match="exists already"):
+        run.save(first)
+    assert run.save(first, force=True) == first
+
+
+WRITES = {
+    "table": lambda folder, run: folder.write_table("x", dict(run.frames())["router_entropy"]),
+    "arrays": lambda folder, run: folder.write_arrays("x", {"x": np.random.default_rng(0).random(10**5)}),
+    "state": lambda folder, run: folder.write_state("x", run.statistics["entropy"]),
+    "figure": lambda folder, run: folder.write_figure("x", next(run.figures())[1]),
+    "text": lambda folder, run: folder.write_text("x.txt", "x" * 10**5),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_disk_that_takes_no_more_leaves_nothing(kind, model, corpus, tmp_path):
+    import resource
+
+    run = moescope.capture(model, corpus, ["entropy"], 300, layers=[1])
+    list(run.frames())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(EnvironmentFailure, match=r"cannot write .*out") as error,
+        ResultsFolder(tmp_path / "out") as folder,
+    ):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # bytes
+            WRITES[kind](folder, run)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.exit_code == 1
+    assert error.value.__cause__.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_that_began_together_both_keep_their_results(tmp_path):
+    first, second = (ResultsFolder(None, default=tmp_path / "run") for _ in range(2))
+    assert first.path == second.path
+    for folder, text in ((first, "one"), (second, "two")):
+        with folder:
+            folder.write_text("who", text)
+    assert {path.name: (path / "who").read_text() for path in tmp_path.iterdir()} == {"run": "one", "run-2": "two"}
