@@ -98,7 +98,8 @@ def explanation(names: list[str]) -> str:
     """What the commands of these analyses write, and what their numbers mean, for a help page."""
     lines = [
         "Runs the text through the model once and writes tables (.csv, .parquet), figures (.pdf, .png), the counts "
-        "behind them and a manifest to the folder --out."
+        "behind them and a manifest to the folder --out.",
+        "A layer has E experts to choose from; its router selects K of them for each token.",
     ]
     for name in names:
         lines += [f"**{term}**: {text}" for term, text in words.definitions(name).items()]
