@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.similarity
 
-Outputs are given (random, half precision, in a file), computing them is not timed. All work is in float32, on two
+Outputs are given (random, half precision), computing them is not timed. All work is in float32, on two
 threads unless `--threads` says otherwise.
 
 - plain: for each pair `|X^T Y|^2` on centred outputs, from which the unbiased HSIC follows; all outputs in memory;
@@ -11,7 +11,8 @@ threads unless `--threads` says otherwise.
 - bare: the matrix products alone that exact and minibatch each need, on data that is in memory already.
 - with `--groups 20` also exact and minibatch with all that jackknife intervals need.
 
-Times are taken in one process, the sides in turn; how far memory rises is seen in a fresh process for each side.
+Times are taken in one process, the sides in turn, from outputs in memory (so that no side waits for the disk); how far
+memory rises is seen in a fresh process for each side, from outputs in a mapped file.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -104,7 +104,7 @@ def by_minibatches(outputs_VNM: Tensor, groups_N: Tensor | None = None, num_grou
     return average.finish()
 
 
-def bare_exact(shape: tuple[int, int, int]) -> float:
+def bare_exact(shape: tuple[int, ...]) -> float:
     """Seconds of the upper triangle's Gram tiles and of the products of all pairs, on one slab over and over."""
     count, num_tokens, width = shape
     slab_VnM = torch.randn(count, min(num_tokens, 4 * TILE), width)
@@ -119,7 +119,7 @@ def bare_exact(shape: tuple[int, int, int]) -> float:
     return time.perf_counter() - started
 
 
-def bare_minibatch(shape: tuple[int, int, int]) -> float:
+def bare_minibatch(shape: tuple[int, ...]) -> float:
     """Seconds of the minibatches' Gram matrices and of the products of all pairs."""
     count, num_tokens, width = shape
     parts = minibatches(num_tokens, MINIBATCH)
@@ -132,9 +132,14 @@ def bare_minibatch(shape: tuple[int, int, int]) -> float:
     return time.perf_counter() - started
 
 
-def sides(file: Path, shape: tuple[int, int, int], num_pairs: int, num_groups: int) -> dict[str, Callable[[], object]]:
+def mapped(file: Path, shape: tuple[int, int, int]) -> Tensor:
+    """The outputs, as they lie on the disk."""
+    return torch.from_numpy(np.memmap(file, dtype=np.float16, mode="c", shape=shape))
+
+
+def sides(outputs_VNM: Tensor, num_pairs: int, num_groups: int) -> dict[str, Callable[[], object]]:
     """What is measured, by name; one that gives a number gives its seconds itself."""
-    outputs_VNM = torch.from_numpy(np.memmap(file, dtype=np.float16, mode="c", shape=shape))
+    shape = tuple(outputs_VNM.shape)
     groups_N = torch.from_numpy(np.random.default_rng(0).integers(0, max(1, num_groups), shape[1]))
     return {
         "plain": lambda: plain(outputs_VNM, num_pairs),
@@ -172,7 +177,7 @@ def main() -> None:
     shape = (options.experts, options.tokens, options.width)
     torch.randn(64, 64) @ torch.randn(64, 64)  # threads and buffers of the library are there before anything counts
     if options.side:
-        side = sides(options.file, shape, options.pairs, options.groups)[options.side]
+        side = sides(mapped(options.file, shape), options.pairs, options.groups)[options.side]
         with Peak() as peak:
             side()
         print(peak.bytes)
@@ -192,7 +197,7 @@ def main() -> None:
                 command += [f"--{option}", str(getattr(options, option))]
             child = subprocess.run([*command, "--pairs", "1"], capture_output=True, text=True, check=True)
             peaks[name] = float(child.stdout)
-        all_sides = sides(file, shape, options.pairs, options.groups)
+        all_sides = sides(mapped(file, shape).clone(), options.pairs, options.groups)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         all_sides["minibatch"]()
         for _ in range(options.repeats):
@@ -201,7 +206,7 @@ def main() -> None:
     facts = {"experts": shape[0], "tokens": shape[1], "width": shape[2], "threads": options.threads}
     for name in [name for name in names if name != "plain" and "bare" not in name]:
         own, bare = seconds[name], seconds[f"bare {name.split()[0]}"]
-        report(f"plain over {name}, time", seconds["plain"], own, seconds=round(statistics.median(own), 3), **facts)
+        report(f"plain over {name}, time", seconds["plain"], own, seconds=[round(value, 2) for value in own], **facts)
         report(f"{name} over its bare products, time", own, bare, **facts)
         line = {"name": f"{name} over plain, peak memory", "ratio": round(peaks[name] / peaks["plain"], 4)}
         sizes = {"mib": round(peaks[name] / 2**20), "plain_mib": round(peaks["plain"] / 2**20)}

@@ -186,7 +186,7 @@ def _clustered_map(
 def _beside_controls(at: xr.Dataset, context: Context, measure: str, order: list[int]) -> Figure:
     """The measure, and the one that takes away its commonest false reason, each beside experts that learnt nothing."""
     second = {"cka": "deconfounded_cka", "cosine": "centred_cosine"}[measure]
-    shown = {}
+    shown: dict[str, str] = {}
     for name in (measure, second):
         shown |= {NAMES[name]: name, f"{NAMES[name]}, re-drawn": f"{name}_redrawn"}
     shown = {title: name for title, name in shown.items() if name in at}
