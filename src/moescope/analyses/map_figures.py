@@ -80,8 +80,8 @@ def outputs(table: xr.Dataset, layer: int, context: Context) -> Figure:
         fig,
         context,
         f"layer {layer}: {len(xy):,} outputs of {len(named)} experts, at most {table.attrs['num_samples']} each, on "
-        f"{int(quality['num_documents'])} documents; {made}; recovered: by a vote of the "
-        f"{int(quality['num_neighbors'])} nearest of other documents in the full space; chance: the commonest",
+        f"{int(quality['num_documents'])} documents; {made}; recovered: by vote of the "
+        f"{int(quality['num_neighbors'])} nearest of other documents, full space; chance: the commonest",
     )
     return fig
 
