@@ -12,7 +12,7 @@ import transformers
 from cyclopts import App
 
 from moescope.cli.failures import launch
-from moescope.cli.thesis import check_topology
+from moescope.cli.thesis import check_topology, router_metrics
 from moescope.errors import UsageError
 from moescope.models import load_model
 from tests.cli.conftest import write_corpus
@@ -76,6 +76,26 @@ def test_topology_is_held_against_the_model(tiny):
         check_topology(model, num_experts=64, topk=2)
     with pytest.raises(UsageError, match=r"--topk 8, but .* has 2 experts per token"):
         check_topology(model, num_experts=8, topk=8)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--num_experts", 64, "--topk", 2], "--num_experts 64, but"),
+        (["--num_experts", 8, "--topk", 8], "--topk 8, but"),
+        (["--num_experts", 8, "--topk", 2, "--num_domains", 22], "22 domains were asked for"),
+        (["--num_experts", 0], "Must be >= 1"),
+    ],
+)
+def test_the_thesis_command_is_held_to_the_model(here, tiny, shelf, monkeypatch, capfd, given, said):
+    words = ["router_metrics.py", "--model", tiny, "--corpus", shelf, "--num_tokens", 500, "--layers", 1, *given]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    assert router_metrics() == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert said in shown.err
+    assert list(here.iterdir()) == []
 
 
 def test_out_that_cannot_be_written_exits_1(moescope, here, tiny, shelf, tmp_path):
