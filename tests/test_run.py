@@ -189,3 +189,15 @@ def test_two_runs_that_began_together_both_keep_their_results(tmp_path):
         with folder:
             folder.write_text("who", text)
     assert {path.name: (path / "who").read_text() for path in tmp_path.iterdir()} == {"run": "one", "run-2": "two"}
+
+
+def test_what_fails_leaves_no_folder_that_was_made_for_it(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ZeroDivisionError), ResultsFolder(tmp_path / "mine" / "new" / "deep" / "run"):
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    with ResultsFolder(tmp_path / "mine" / "new" / "run") as folder:
+        folder.write_text("x", "x")
+    with pytest.raises(ZeroDivisionError), ResultsFolder(tmp_path / "mine" / "new" / "other"):
+        raise ZeroDivisionError
+    assert (tmp_path / "mine" / "new" / "run" / "x").read_text() == "x"

@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -111,6 +111,7 @@ class ResultsFolder:
                 f"{self.path} is no results folder of moescope: it has no {MANIFEST}",
                 remedy="name another folder with --out; --force replaces only what moescope wrote",
             )
+        self._made: list[Path] = []
         self._temporary = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"
 
     def _taken(self) -> bool:
@@ -125,16 +126,21 @@ class ResultsFolder:
         return path
 
     def __enter__(self) -> Self:
-        with _surroundings(self.path):
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary.mkdir(parents=True)
+        self._made = [parent for parent in self.path.parents if not parent.exists()]
+        try:
+            with _surroundings(self.path):
+                shutil.rmtree(self._temporary, ignore_errors=True)
+                self._temporary.mkdir(parents=True)
+        except BaseException:
+            self._leave_nothing()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._leave_nothing()
             return
         with _surroundings(self.path):
             if self._taken() and not self._force:  # by another run that was faster
@@ -144,6 +150,13 @@ class ResultsFolder:
                 self.path.rename(old)
             self._temporary.rename(self.path)
             shutil.rmtree(old, ignore_errors=True)
+
+    def _leave_nothing(self) -> None:
+        """Removes what was written, and the folders above it that were made on the way and hold nothing else."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        for parent in self._made:
+            with suppress(OSError):
+                parent.rmdir()
 
     @property
     def writing_to(self) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,7 @@ def run_analyses(
         if missing:
             what = " and ".join(missing)
             note(f"{what} are left out: with --layers the model is not run to its end (--predictions does)")
-    with _no_parents_left(folder.path), folder:
+    with folder:
         with counting("reading", options.num_tokens) if needs_text else nullcontext() as progress:
             run = moescope.capture(
                 model,
@@ -97,19 +97,6 @@ def run_analyses(
     if finish is not None:
         finish(folder.path)
     summarise(folder.path)
-
-
-@contextmanager
-def _no_parents_left(path: Path) -> Iterator[None]:
-    """Removes the folders above `path` that were made on the way, if nothing comes of it."""
-    missing = [parent for parent in path.parents if not parent.exists()]
-    try:
-        yield
-    except BaseException:
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 def command_line() -> str:

@@ -39,8 +39,9 @@ class ExpertUsage(Statistic):
     The documents fall into two halves by another hash: findings are chosen on half 0 and measured on half 1.
 
     State, for L layers, D domains, E experts, R bootstrap and N null replicates: `4 L D E (2 R + N)` bytes and little
-    more, whatever the number of tokens (93 MB for 16 layers, 22 domains, 64 experts). Replicates are int32: exact as
-    long as no expert has 2 thousand million tokens of one domain.
+    more, whatever the number of tokens (93 MB for 16 layers, 22 domains, 64 experts; a file of it takes half or less,
+    see `moescope.statistics.storage`). Replicates are int32: exact as long as no expert has 2 thousand million tokens
+    of one domain.
 
     A token counts once for each of its K experts; padding and special tokens are not in the records. A document is one
     row of one batch.
