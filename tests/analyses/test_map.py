@@ -85,8 +85,10 @@ def test_points_are_the_sample_and_numbers_are_scikit_learns(run: Run, model: Mo
 
 
 def test_the_same_seed_gives_the_same_places(run: Run, model: MoEModel, corpus: Corpus) -> None:
-    again = capture(model, corpus, [Map(num_samples=20, max_layers=2)], num_tokens=NUM_TOKENS)
-    assert dict(again.frames())["map"].equals(dict(run.frames())["map"])
+    # UMAP's first use in a process changes the last bits of what torch computes after it, so both runs come after one.
+    assert run.tables
+    once, again = (capture(model, corpus, [Map(num_samples=20, max_layers=2)], num_tokens=NUM_TOKENS) for _ in range(2))
+    assert dict(again.frames())["map"].equals(dict(once.frames())["map"])
 
 
 def test_pca_is_the_first_two_components(model: MoEModel, corpus: Corpus, tmp_path: Path) -> None:
