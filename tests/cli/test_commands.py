@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from moescope import analyses
 from moescope.cli.thesis import METRICS, router_metrics
 from moescope.report.folder import Results
 
@@ -61,6 +62,19 @@ def test_report_asks_everything_and_writes_a_page(moescope, here, given):
     assert rebuilt.code == 0
     assert (here / "mine" / "index.html").read_text() == page
     assert rebuilt.out == outcome.out
+
+
+def test_report_without_some_parts(moescope, here, given):
+    kept = ["entropy", "coactivation"]
+    others = [name for name in analyses.names() if name not in kept]
+    outcome = moescope("report", *given, "--num-tokens", 600, "--layers", 1, "--skip", *others, "--out", "some")
+    assert outcome.code == 0, outcome.err
+    assert sorted(Results.read(here / "some").manifest.analyses) == sorted(kept)
+
+    unknown = moescope("report", *given, "--skip", "astrology")
+    assert unknown.code == 2 and "there is no analysis named 'astrology'" in unknown.err
+    both = moescope("report", *given, "--analyses", "entropy", "--skip", "usage")
+    assert both.code == 2 and "--analyses was given with --skip" in both.err
 
 
 def test_predictions_on_request(moescope, here, given):
