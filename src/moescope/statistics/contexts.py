@@ -5,7 +5,7 @@ An expert adds `w_te o_e(x_t)` to the residual stream for token t; what is ranke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
@@ -15,16 +15,14 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing, TokenBatch
-from moescope.statistics.base import Statistic
 from moescope.statistics.resampling import sample_hashes
+from moescope.statistics.sample import EMPTY, Sample
 
-_EMPTY = torch.iinfo(torch.int64).max
-"""Hash of a place that holds no context."""
 NO_TOKEN = -1
 """Token id of a place of the window that lies outside the document's window."""
 
 
-class TopContexts(Statistic):
+class TopContexts(Sample):
     """For each layer and expert the C tokens with the largest `w ‖o‖`, one of a document, and what stands around them.
 
     One of a document, because the first eight of all tokens are often eight times the same line of one text. A document
@@ -70,13 +68,13 @@ class TopContexts(Statistic):
         self.window = range(-before, after + 1)
         places, width = (len(self.layers), num_experts, num_contexts), len(self.window)
         self._declare("num_selected_LE", places[:2])
-        for name in ("hashes_LEC", "document_hashes_LEC", "domain_ids_LEC", "positions_LEC"):
-            self._declare(name, places)
-        self.state["hashes_LEC"].fill_(_EMPTY)
+        self._declare_places("hashes_LEC", places, empty=EMPTY)
+        for name in ("document_hashes_LEC", "domain_ids_LEC", "positions_LEC"):
+            self._declare_places(name, places)
         for name in ("values_LEC", "weights_LEC"):
-            self._declare(name, places, torch.float32)
-        self._declare("token_ids_LECW", (*places, width), torch.int32)
-        self._declare("values_LECW", (*places, width), torch.float32)
+            self._declare_places(name, places, torch.float32)
+        self._declare_places("token_ids_LECW", (*places, width), torch.int32)
+        self._declare_places("values_LECW", (*places, width), torch.float32)
         self._order: _Order | None = None
 
     def update(self, record: Routing | ExpertOutputs) -> None:
@@ -93,7 +91,7 @@ class TopContexts(Statistic):
         experts_A = torch.repeat_interleave(counts_E, output_size=record.token_rows_A.shape[0])
         values_A = record.weights_A.abs() * record.norms_A
         floor_E = torch.where(
-            self.state["hashes_LEC"][position, :, -1] < _EMPTY, self.state["values_LEC"][position, :, -1], -1.0
+            self.state["hashes_LEC"][position, :, -1] < EMPTY, self.state["values_LEC"][position, :, -1], -1.0
         )
         # In a long corpus hardly any value still reaches what is kept: the rest is done for those few.
         rows = (values_A >= floor_E[experts_A]).nonzero().squeeze(1)
@@ -123,20 +121,12 @@ class TopContexts(Statistic):
         }
         self._keep(position, experts_X, candidates, windows)
 
-    def merge(self, other: Self) -> Self:
-        """Adds another part's contexts: of both, each expert's largest stay.
-
-        Raises:
-            UsageError: The two were made with different parameters.
-        """
-        # Places of a sample can't be added one tensor at a time, only counts can: `_combine` lets the rest pass.
-        super().merge(other)
-        state = {name: tensor.to(self.device) for name, tensor in other.state.items()}
+    def _merge_places(self, others: Mapping[str, Tensor]) -> None:
         for position in range(len(self.layers)):
-            held = (state["hashes_LEC"][position].flatten() < _EMPTY).nonzero().squeeze(1)
-            candidates = {name: state[f"{name}_LEC"][position].flatten()[held] for name in _PLACES}
+            held = (others["hashes_LEC"][position].flatten() < EMPTY).nonzero().squeeze(1)
+            candidates = {name: others[f"{name}_LEC"][position].flatten()[held] for name in _PLACES}
             ids_XW, shades_XW = (
-                state[f"{name}_LECW"][position].flatten(0, 1)[held] for name in ("token_ids", "values")
+                others[f"{name}_LECW"][position].flatten(0, 1)[held] for name in ("token_ids", "values")
             )
             self._keep(
                 position,
@@ -144,11 +134,6 @@ class TopContexts(Statistic):
                 candidates,
                 lambda chosen, ids_XW=ids_XW, shades_XW=shades_XW: (ids_XW[chosen], shades_XW[chosen]),
             )
-        return self
-
-    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
-        if name == "num_selected_LE":
-            super()._combine(name, increment, at)
 
     def _keep(self, position: int, experts_X: Tensor, candidates: dict[str, Tensor], windows: Any) -> None:
         """Of what is kept and the candidates, keeps each expert's C largest, one of a document.
@@ -158,7 +143,7 @@ class TopContexts(Statistic):
         if not experts_X.shape[0]:
             return
         kept = {name: self.state[f"{name}_LEC"][position].flatten() for name in _PLACES}
-        held = (kept["hashes"] < _EMPTY).nonzero().squeeze(1)
+        held = (kept["hashes"] < EMPTY).nonzero().squeeze(1)
         both = {name: torch.cat([kept[name][held], candidates[name]]) for name in _PLACES}
         experts = torch.cat([held // self.num_contexts, experts_X])
 
@@ -174,7 +159,7 @@ class TopContexts(Statistic):
         to = experts[order] * self.num_contexts + ranks
         for name in _PLACES:
             place = self.state[f"{name}_LEC"][position].view(-1)
-            place.fill_(_EMPTY if name == "hashes" else 0)
+            place.fill_(EMPTY if name == "hashes" else 0)
             place[to] = both[name][order]
         old = order < held.shape[0]
         made = windows(order[~old] - held.shape[0])
@@ -193,7 +178,7 @@ class TopContexts(Statistic):
             NaN and -1 where there are fewer.
         """
         state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
-        held_LEC = state["hashes_LEC"] < _EMPTY
+        held_LEC = state["hashes_LEC"] < EMPTY
         dims = ("layer", "expert", "context")
         size = "w ‖o‖: length of the expert's output after the applied weight"
         variables: dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, str]]] = {}

@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.smallest import SmallestHashes
+from moescope.statistics.sample import SmallestTokens
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class InputsSample:
         return int(self.document_hashes_N.unique().shape[0])
 
 
-class LayerInputs(SmallestHashes):
+class LayerInputs(SmallestTokens):
     """Keeps the N inputs of each layer with the smallest hash of (seed, document, position).
 
-    A simple random sample; see `SmallestHashes`. N is its size; it takes N x M numbers a layer, however long the text.
+    A simple random sample; see `SmallestTokens`. N is its size; it takes N x M numbers a layer, however long the text.
 
     Args:
         layers: MoE layers.
@@ -74,9 +74,9 @@ class LayerInputs(SmallestHashes):
             dtype=dtype,
             seed=seed,
         )
-        self._declare_place("document_hashes", "document_hashes_LN")
-        self._declare_place("domain_ids", "domain_ids_LN")
-        self._declare_place("inputs", "inputs_LNM", model_width, dtype=getattr(torch, dtype))
+        self._declare_place("document_hashes_LN")
+        self._declare_place("domain_ids_LN")
+        self._declare_place("inputs_LNM", model_width, dtype=getattr(torch, dtype))
 
     def update(self, record: Routing | ExpertOutputs) -> None:
         """Takes in one layer's inputs of one batch."""
@@ -88,9 +88,9 @@ class LayerInputs(SmallestHashes):
             record.layer,
             tokens,
             {
-                "document_hashes": lambda rows: tokens.document_hashes_B[tokens.rows_T[rows]],
-                "domain_ids": lambda rows: tokens.domain_ids_T[rows],
-                "inputs": lambda rows: inputs_TM[rows],
+                "document_hashes_LN": lambda rows: tokens.document_hashes_B[tokens.rows_T[rows]],
+                "domain_ids_LN": lambda rows: tokens.domain_ids_T[rows],
+                "inputs_LNM": lambda rows: inputs_TM[rows],
             },
         )
 

@@ -6,9 +6,9 @@ and batches cut anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,11 +16,8 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.base import Statistic
 from moescope.statistics.resampling import sample_hashes
-
-_EMPTY = torch.iinfo(torch.int64).max
-"""Hash of a place that holds no output."""
+from moescope.statistics.sample import EMPTY, Sample
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class ExpertSamples:
         return int(self.document_hashes_N.unique().shape[0])
 
 
-class OutputSample(Statistic):
+class OutputSample(Sample):
     """Keeps, of each expert's tokens, the N outputs with the smallest hash of (seed, document, position).
 
     The N smallest of independent uniform hashes are a simple random sample without replacement ("bottom-k" sampling;
@@ -92,10 +89,10 @@ class OutputSample(Statistic):
         places = (len(self.layers), num_experts, num_samples)
         self._declare("num_tokens_L", places[:1])
         self._declare("num_selected_LE", places[:2])
-        for name in _NUMBERS:
-            self._declare(name, places)
-        self.state["hashes_LEN"].fill_(_EMPTY)
-        self._declare("outputs_LENM", (*places, model_width), getattr(torch, dtype))
+        self._declare_places("hashes_LEN", places, empty=EMPTY)
+        for name in ("document_hashes_LEN", "domain_ids_LEN", "positions_LEN", "token_ids_LEN"):
+            self._declare_places(name, places)
+        self._declare_places("outputs_LENM", (*places, model_width), getattr(torch, dtype))
 
     def update(self, record: Routing | ExpertOutputs) -> None:
         """Takes in one layer's expert outputs of one batch."""
@@ -116,26 +113,13 @@ class OutputSample(Statistic):
         kept = (hashes_A[rows], *(number_T[rows_T] for number_T in numbers), record.outputs_AM[rows])
         self._keep(position, experts_A[rows], *kept)
 
-    def merge(self, other: Self) -> Self:
-        """Adds another part's sample: of both, each expert's outputs with the smallest hashes stay.
-
-        Raises:
-            UsageError: The two were made with different parameters.
-        """
-        # Places of a sample can't be added one tensor at a time, only counts can: `_combine` lets the rest pass.
-        super().merge(other)
+    def _merge_places(self, others: Mapping[str, Tensor]) -> None:
         for position in range(len(self.layers)):
-            parts = [other.state[name][position].to(self.device) for name in _PLACES]
-            experts, columns = (parts[0] < _EMPTY).nonzero(as_tuple=True)
-            self._keep(position, experts, *(part[experts, columns] for part in parts))
-        return self
-
-    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
-        if name not in _PLACES:
-            super()._combine(name, increment, at)
+            experts, columns = (others["hashes_LEN"][position] < EMPTY).nonzero(as_tuple=True)
+            self._keep(position, experts, *(place[position][experts, columns] for place in others.values()))
 
     def _keep(self, position: int, experts_C: Tensor, *candidates: Tensor) -> None:
-        """Of those kept so far and C candidates (tensors in the order of `_PLACES`), keeps each expert's smallest."""
+        """Of those kept so far and C candidates (tensors in the order of places), keeps each expert's smallest."""
         if not experts_C.shape[0]:
             return
         # Candidates by expert, then hash; those beyond an expert's N best have no chance.
@@ -148,7 +132,7 @@ class OutputSample(Statistic):
         # A table of candidates beside the table of those kept: each row is sorted, the first N columns stay. Sorting is
         # stable, so that places left empty are those that were.
         kept_EN = self.state["hashes_LEN"][position]
-        rivals_EN = torch.full_like(kept_EN, _EMPTY)
+        rivals_EN = torch.full_like(kept_EN, EMPTY)
         rivals_EN[sorted_C[best], ranks_C[best]] = candidates[0][order_C[best]]
         source_EN = torch.zeros_like(kept_EN)
         source_EN[sorted_C[best], ranks_C[best]] = order_C[best]
@@ -157,7 +141,7 @@ class OutputSample(Statistic):
         from_EN = columns_EN % self.num_samples
         rows_E1 = torch.arange(self.num_experts, device=self.device).unsqueeze(1)
         sources = source_EN[rows_E1, from_EN][is_new_EN]
-        for name, candidate in zip(_PLACES, candidates, strict=True):
+        for name, candidate in zip(self._places, candidates, strict=True):
             place = self.state[name][position]
             kept = place[rows_E1, from_EN]
             kept[is_new_EN] = candidate[sources].to(place.dtype)
@@ -166,7 +150,7 @@ class OutputSample(Statistic):
     def sample(self, layer: int) -> ExpertSamples:
         """What is kept of one layer; of an expert that saw fewer than N tokens, all of them."""
         position = self._position[layer]
-        filled_EN = self.state["hashes_LEN"][position] < _EMPTY
+        filled_EN = self.state["hashes_LEN"][position] < EMPTY
         experts_E1 = torch.arange(self.num_experts, device=self.device).unsqueeze(1)
         return ExpertSamples(
             outputs_NM=self.state["outputs_LENM"][position][filled_EN],
@@ -179,7 +163,7 @@ class OutputSample(Statistic):
 
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: how many tokens were routed to it, how many are kept; by `layer`: tokens seen."""
-        num_samples_LE = (self.state["hashes_LEN"] < _EMPTY).sum(-1)
+        num_samples_LE = (self.state["hashes_LEN"] < EMPTY).sum(-1)
         attrs = {"units": "tokens"}
         return xr.Dataset(
             {
@@ -201,8 +185,3 @@ class OutputSample(Statistic):
             },
             coords={"layer": self.layers, "expert": np.arange(self.num_experts)},
         )
-
-
-_NUMBERS = ("hashes_LEN", "document_hashes_LEN", "domain_ids_LEN", "positions_LEN", "token_ids_LEN")
-_PLACES = (*_NUMBERS, "outputs_LENM")
-"""State that belongs together: one output's place in each."""

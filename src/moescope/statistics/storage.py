@@ -35,11 +35,11 @@ def pack(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def unpack(name: str, declared: Tensor, stored: Iterable[str], get: Callable[[str], Tensor]) -> Tensor:
-    """The tensor again, in the shape, dtype and place of `declared`, which is all zeros.
+    """The tensor again, in the shape, dtype and place of `declared`.
 
     Args:
         name: What it was packed as.
-        declared: Zeros of its shape and dtype; may be written into.
+        declared: A tensor of its shape and dtype, on its device.
         stored: Names of what is stored.
         get: Reads one of these.
     """
@@ -47,8 +47,9 @@ def unpack(name: str, declared: Tensor, stored: Iterable[str], get: Callable[[st
         return get(name).to(declared)
     bits = np.unpackbits(get(name + PLACES).cpu().numpy(), count=declared.numel()).astype(bool)
     places = torch.from_numpy(bits).to(declared.device)
-    declared.view(-1)[places] = get(name + VALUES).to(declared)
-    return declared
+    tensor = torch.zeros_like(declared)
+    tensor.view(-1)[places] = get(name + VALUES).to(tensor)
+    return tensor
 
 
 def narrowed(tensor: Tensor) -> Tensor:

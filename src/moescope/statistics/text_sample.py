@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,14 +16,11 @@ from torch import Tensor
 
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.base import Statistic
 from moescope.statistics.resampling import sample_hashes
+from moescope.statistics.sample import EMPTY, SmallestHashes
 
 if TYPE_CHECKING:
     import xarray as xr
-
-_EMPTY = torch.iinfo(torch.int64).max
-"""Hash of a place that holds no document."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class SampledDocument:
     domain_id: int
 
 
-class TextSample(Statistic):
+class TextSample(SmallestHashes):
     """Keeps, for each domain, the N documents of smallest hash: of each at most the first S tokens that were read.
 
     The N smallest of independent uniform hashes are a simple random sample of the domain's documents without
@@ -87,12 +84,10 @@ class TextSample(Statistic):
         self.domains, self.num_documents, self.length, self.seed = list(domains), num_documents, length, seed
         places = (len(self.domains), num_documents)
         self._declare("num_documents_D", places[:1])
-        for name in ("hashes_DN", "document_hashes_DN"):
-            self._declare(name, places)
-        self.state["hashes_DN"].fill_(_EMPTY)
-        for name in ("token_ids_DNS", "next_token_ids_DNS", "positions_DNS"):
-            self._declare(name, (*places, length))
-            self.state[name].fill_(-1)
+        self._declare_places("hashes_DN", places, empty=EMPTY)
+        self._declare_places("document_hashes_DN", places)
+        for name in _TEXT:
+            self._declare_places(name, (*places, length), empty=-1)
 
     def update(self, record: Routing | ExpertOutputs) -> None:
         """Takes in the text of one batch, from the record of the first layer."""
@@ -116,9 +111,9 @@ class TextSample(Statistic):
         texts_XBS = self._cut(tokens, rows_T, lengths_B, wanted_B)
         for domain in domain_ids_B[wanted_B].unique().tolist():
             own = (domain_ids_B[wanted_B] == domain).nonzero().squeeze(1)
-            self._keep(
-                domain, hashes_B[wanted_B[own]], documents_B[wanted_B[own]], *(text_BS[own] for text_BS in texts_XBS)
-            )
+            rows_B = wanted_B[own]
+            candidates = {"hashes_DN": hashes_B[rows_B], "document_hashes_DN": documents_B[rows_B]}
+            self._keep(domain, candidates | {name: text[own] for name, text in zip(_TEXT, texts_XBS, strict=True)})
 
     def _cut(self, tokens: Any, rows_T: Tensor, lengths_B: Tensor, wanted_B: Tensor) -> list[Tensor]:
         """The first tokens of some documents, in the order of their positions: ids, next ids, positions, -1 after."""
@@ -133,41 +128,13 @@ class TextSample(Statistic):
         tokens_BS = (starts_B[wanted_B][:, None] + places_BS).clamp(max=order_T.shape[0] - 1)
         return [torch.where(inside_BS, column_T[order_T][tokens_BS], -1) for column_T in columns_T]
 
-    def merge(self, other: Self) -> Self:
-        """Adds another part's sample: of both, each domain's documents of smallest hash stay.
-
-        Raises:
-            UsageError: The two were made with different parameters.
-        """
-        # Places of a sample can't be added one tensor at a time, only counts can: `_combine` lets the rest pass.
-        super().merge(other)
-        for domain in range(len(self.domains)):
-            parts = [other.state[name][domain].to(self.device) for name in _PLACES]
-            rows = (parts[0] < _EMPTY).nonzero().squeeze(1)
-            self._keep(domain, *(part[rows] for part in parts))
-        return self
-
-    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
-        if name not in _PLACES:
-            super()._combine(name, increment, at)
-
-    def _keep(self, domain: int, *candidates: Tensor) -> None:
-        """Of those kept so far and the candidates (tensors in the order of `_PLACES`), keeps the smallest hashes."""
-        if not candidates[0].shape[0]:
-            return
-        hashes = torch.cat([self.state["hashes_DN"][domain], candidates[0]])
-        order_N = hashes.argsort(stable=True)[: self.num_documents]
-        for name, candidate in zip(_PLACES, candidates, strict=True):
-            place = self.state[name][domain]
-            place.copy_(torch.cat([place, candidate])[order_N])
-
     def documents(self, domain_id: int) -> list[SampledDocument]:
         """What is kept of one domain, in ascending order of hash: any beginning of it is a random sample too."""
         kept = []
-        state = {name: self.state[name][domain_id].cpu().numpy() for name in _PLACES}
-        for place in np.flatnonzero(state["hashes_DN"] < _EMPTY).tolist():
+        state = {name: self.state[name][domain_id].cpu().numpy() for name in self._places}
+        for place in np.flatnonzero(state["hashes_DN"] < EMPTY).tolist():
             length = int((state["token_ids_DNS"][place] >= 0).sum())
-            token_ids, next_ids, positions = (state[name][place, :length] for name in _PLACES[2:])
+            token_ids, next_ids, positions = (state[name][place, :length] for name in _TEXT)
             document_hash = int(state["document_hashes_DN"][place])
             kept.append(SampledDocument(token_ids, next_ids, positions, document_hash, domain_id))
         return kept
@@ -176,7 +143,7 @@ class TextSample(Statistic):
         """By `domain`: how many documents were seen, how many are kept, and how many tokens of them."""
         import xarray as xr
 
-        kept_DN = (self.state["hashes_DN"] < _EMPTY).cpu().numpy()
+        kept_DN = (self.state["hashes_DN"] < EMPTY).cpu().numpy()
         tokens_D = (self.state["token_ids_DNS"] >= 0).sum((1, 2)).cpu().numpy()
         numbers = {
             "num_documents": (self.state["num_documents_D"].cpu().numpy(), "documents", "documents counted"),
@@ -196,5 +163,5 @@ class TextSample(Statistic):
         )
 
 
-_PLACES = ("hashes_DN", "document_hashes_DN", "token_ids_DNS", "next_token_ids_DNS", "positions_DNS")
-"""State that belongs together: one document's place in each."""
+_TEXT = ("token_ids_DNS", "next_token_ids_DNS", "positions_DNS")
+"""What is kept of each token; -1 after a document's last."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.resampling import halves
-from moescope.statistics.smallest import SmallestHashes
+from moescope.statistics.sample import SmallestTokens
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class SampledTokens:
         return selected_NE
 
 
-class TokenSample(SmallestHashes):
+class TokenSample(SmallestTokens):
     """Keeps N tokens of each layer with type, document, domain and selected experts; the same tokens at every layer.
 
     State: `L N (24 + 2 K)` bytes, whatever the number of tokens (13 MB for 16 layers, 20,000 tokens, K = 8).
@@ -69,10 +69,10 @@ class TokenSample(SmallestHashes):
             seed=seed,
             num_experts_per_token=num_experts_per_token,
         )
-        self._declare_place("document_hashes", "document_hashes_LN")
-        self._declare_place("domain_ids", "domain_ids_LN", dtype=torch.int32)
-        self._declare_place("token_ids", "token_ids_LN", dtype=torch.int32)
-        self._declare_place("expert_ids", "expert_ids_LNK", num_experts_per_token, dtype=torch.int16)
+        self._declare_place("document_hashes_LN")
+        self._declare_place("domain_ids_LN", dtype=torch.int32)
+        self._declare_place("token_ids_LN", dtype=torch.int32)
+        self._declare_place("expert_ids_LNK", num_experts_per_token, dtype=torch.int16)
 
     def update(self, record: Routing | ExpertOutputs) -> None:
         """Takes in one layer's routing of one batch."""
@@ -82,10 +82,10 @@ class TokenSample(SmallestHashes):
             record.layer,
             tokens,
             {
-                "document_hashes": lambda rows: tokens.document_hashes_B[tokens.rows_T[rows]],
-                "domain_ids": lambda rows: tokens.domain_ids_T[rows],
-                "token_ids": lambda rows: tokens.token_ids_T[rows],
-                "expert_ids": lambda rows: record.expert_ids_TK[rows],
+                "document_hashes_LN": lambda rows: tokens.document_hashes_B[tokens.rows_T[rows]],
+                "domain_ids_LN": lambda rows: tokens.domain_ids_T[rows],
+                "token_ids_LN": lambda rows: tokens.token_ids_T[rows],
+                "expert_ids_LNK": lambda rows: record.expert_ids_TK[rows],
             },
         )
 
