@@ -193,8 +193,9 @@ def _centres(
     total_VGM = torch.zeros((num_variables, max(1, num_groups), width), dtype=torch.float64, device=device)
     counts_G = torch.zeros(max(1, num_groups), dtype=torch.float64, device=device)
     for block in blocks:
-        part_VnM = outputs_VNM[:, block.start : block.end].to(device)
-        total_VGM[:, block.group] += part_VnM.sum(dim=1, dtype=dtype).double()
+        for chunk in variables_at_a_time((num_variables, block.size, width)):  # summing half precision makes a copy
+            part_vnM = outputs_VNM[chunk, block.start : block.end].to(device)
+            total_VGM[chunk, block.group] += part_vnM.sum(dim=1, dtype=dtype).double()
         counts_G[block.group] += block.end - block.start
     mean_V1M = total_VGM.sum(dim=1, keepdim=True) / num_tokens
     around_VGM = total_VGM - counts_G.view(1, -1, 1) * mean_V1M
