@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from moescope.cli.capture import DEFAULT_FOLDER, load, may_download
+from moescope.cli.capture import DEFAULT_FOLDER, command_line, load, may_download, open_corpus
 from moescope.cli.options import CompareOptions
 from moescope.cli.terminal import counting, quieten, say, show, working
 
@@ -50,23 +47,13 @@ def saturation(
     quieten(verbose=options.verbose, downloads=may_download(options))
     started = time.perf_counter()
     with working("starting"):
-        import moescope
         from moescope.analyses.saturation import saturation as compare
         from moescope.results import ResultsFolder
         from moescope.run import make_manifest
 
     folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / "saturation", force=options.force)
     model = load(options)
-    with working("opening the corpus"):
-        corpus = moescope.load_corpus(
-            options.corpus,
-            text_field=options.text_field,
-            domain_field=options.domain_field,
-            num_domains=options.num_domains,
-            domains=options.domains,
-            config=options.config,
-            split=options.split,
-        )
+    corpus = open_corpus(options)
     with folder:
         with counting("comparing", options.num_tokens * len(checkpoint)) as progress:
             run = compare(
@@ -96,7 +83,7 @@ def saturation(
                 "checkpoints": checkpoint,
                 "labels": list(run.statistics),
                 "shares": share,
-                "command_line": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                "command_line": command_line(),
             }
             manifest = make_manifest(run.context, corpus, run.sampler, settings, ["saturation"], "saturation")
             manifest.wall_seconds = round(time.perf_counter() - started, 3)

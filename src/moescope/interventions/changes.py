@@ -9,6 +9,7 @@ all their changes does.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -22,7 +23,7 @@ from moescope.models.seam import ExpertCall
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(ABC):
     """Something done to one expert of one layer; see the subclasses for what.
 
     Attributes:
@@ -41,8 +42,6 @@ class Change:
     renormalise: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if type(self) is Change:
-            raise TypeError("a change is Scale, Set, Ablate or Replace")
         if self.positions is not None:
             many = [self.positions] if isinstance(self.positions, Integral) else self.positions
             given = [int(place) for place in many]  # type: ignore[union-attr]
@@ -59,9 +58,9 @@ class Change:
         return self.positions  # type: ignore[return-value]
 
     @property
+    @abstractmethod
     def words(self) -> str:
         """What is done, for a table or a figure."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def stock(
     """The experts as transformers computes them by one of its own implementations.
 
     transformers' own choice is grouped_mm wherever it runs, and so is ours, but for wide experts with many tokens each
-    on a CPU. Measured on two cores (64 experts, top-8): widths of 128 x 32, grouped_mm 1.2 to 2.3 times as fast as
+    on a CPU. Measured on two cores (64 experts, top-8): widths of 128 x 32, grouped_mm 1.15 to 2.3 times as fast as
     eager; from 512 x 128 to 2,048 x 1,024, as fast or faster with 60 tokens an expert, 0.7 to 0.97 times as fast with
     250 and more, in float32 and bfloat16. batched_mm was 4 to 60 times slower than either.
     """
