@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import os
 import sys
+from itertools import islice
 from pathlib import Path
 
+import loky
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 import moescope
-from moescope import analyses
+from moescope import analyses, results
 from moescope.corpora import Sampler
 from moescope.errors import EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
 from moescope.models import load_model
@@ -155,7 +159,7 @@ WRITES = {
     "table": lambda folder, run: folder.write_table("x", dict(run.frames())["router_entropy"]),
     "arrays": lambda folder, run: folder.write_arrays("x", {"x": np.random.default_rng(0).random(10**5)}),
     "state": lambda folder, run: folder.write_state("x", run.statistics["entropy"]),
-    "figure": lambda folder, run: folder.write_figure("x", next(run.figures())[1]),
+    "figure": lambda folder, run: folder.write_figures(islice(run.figures(), 1)),
     "text": lambda folder, run: folder.write_text("x.txt", "x" * 10**5),
 }
 
@@ -180,6 +184,37 @@ def test_a_disk_that_takes_no_more_leaves_nothing(kind, model, corpus, tmp_path)
     assert error.value.exit_code == 1
     assert error.value.__cause__.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
+
+
+def written_figures(path, figures):
+    with ResultsFolder(path) as folder:
+        folder.write_figures(figures)
+    return {file.name: file.read_bytes() for file in (path / "figures").iterdir()}
+
+
+def test_figures_drawn_by_other_processes_are_the_same_bytes(model, corpus, tmp_path, monkeypatch):
+    run = moescope.capture(model, corpus, ["entropy", "usage"], 300)
+    monkeypatch.setattr(loky, "cpu_count", lambda: 1)
+    here = written_figures(tmp_path / "here", run.figures())
+    monkeypatch.setattr(loky, "cpu_count", lambda: 2)
+    assert len(here) / 2 > results.FEW_FIGURES
+    assert written_figures(tmp_path / "elsewhere", run.figures()) == here
+
+
+def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch):
+    here = os.getpid()
+
+    class Deadly(Figure):
+        def savefig(self, *args, **kwargs):
+            if os.getpid() != here:
+                os._exit(1)
+            super().savefig(*args, **kwargs)
+
+    monkeypatch.setattr(loky, "cpu_count", lambda: 2)
+    names = [f"figure_{number}" for number in range(results.FEW_FIGURES + 4)]
+    files = written_figures(tmp_path / "out", ((name, Deadly()) for name in names))
+    assert set(files) == {f"{name}.{suffix}" for name in names for suffix in ("pdf", "png")}
+    assert all(content[:4] in (b"%PDF", b"\x89PNG") for content in files.values())
 
 
 def test_two_runs_that_began_together_both_keep_their_results(tmp_path):

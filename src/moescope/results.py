@@ -6,16 +6,21 @@ import errno
 import io
 import os
 import shutil
+from collections import deque
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import loky
 from pydantic import BaseModel, ConfigDict
 
 from moescope.errors import EnvironmentFailure, ResultsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Executor, Future
     from types import TracebackType
 
     import numpy as np
@@ -26,6 +31,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 FIGURE_DPI = 200
+FEW_FIGURES = 8
+"""Figures that are drawn before another process has started."""
 
 
 class DomainSample(BaseModel):
@@ -81,6 +88,60 @@ def _surroundings(path: Path) -> Iterator[None]:
         raise EnvironmentFailure(
             f"cannot write {path}: {error.strerror or error}", remedy="name a folder you may write to with --out"
         ) from error
+
+
+def _drawn(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Figures as files; a few are drawn here, many by as many processes as there are processors, up to four.
+
+    Where the system allows no processes, or ends one, its figures are drawn here after all.
+    """
+    coming = iter(figures)
+    first = list(islice(coming, FEW_FIGURES + 1))
+    processes = min(4, loky.cpu_count()) if len(first) > FEW_FIGURES else 1
+    if processes == 1:
+        for name, figure in chain(first, coming):
+            yield name, _files(figure)
+        return
+    pool = loky.ProcessPoolExecutor(max_workers=processes)
+    waiting: deque[tuple[str, Figure, Future[dict[str, bytes]] | None]] = deque()
+    try:
+        for name, figure in chain(first, coming):
+            waiting.append((name, figure, _sent(pool, figure)))
+            if len(waiting) > 2 * processes:  # no more than that are held in memory
+                yield _received(*waiting.popleft())
+        while waiting:
+            yield _received(*waiting.popleft())
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def _sent(pool: Executor, figure: Figure) -> Future[dict[str, bytes]] | None:
+    try:
+        return pool.submit(_files, figure)
+    except (OSError, BrokenExecutor):
+        return None
+
+
+def _received(name: str, figure: Figure, future: Future[dict[str, bytes]] | None) -> tuple[str, dict[str, bytes]]:
+    try:
+        return name, _files(figure) if future is None else future.result()
+    except BrokenExecutor:
+        return name, _files(figure)
+
+
+def _files(figure: Figure) -> dict[str, bytes]:
+    """A figure as PDF and PNG; in memory, since matplotlib stumbles over its own unfinished file on a full disk."""
+    # No creation date: the same run leaves the same bytes.
+    pdf = _saved(figure, "pdf", metadata={"CreationDate": None})
+    # What was laid out for one file stays for the other: constrained layout is half the time of a small figure.
+    figure.set_layout_engine("none")
+    return {"pdf": pdf, "png": _saved(figure, "png", dpi=FIGURE_DPI)}
+
+
+def _saved(figure: Figure, suffix: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, **options)
+    return buffer.getvalue()
 
 
 class ResultsFolder:
@@ -181,20 +242,12 @@ class ResultsFolder:
         with _surroundings(self.path):
             np.savez_compressed(self._place("arrays", f"{name}.npz"), allow_pickle=False, **arrays)
 
-    def write_figure(self, name: str, figure: Figure) -> None:
-        """Writes `figures/name.pdf` and `.png`."""
-        with _surroundings(self.path):
-            # No creation date: the same run leaves the same bytes.
-            self._draw(figure, f"{name}.pdf", metadata={"CreationDate": None})
-            # What was laid out for one file stays for the other: constrained layout is half the time of a small figure.
-            figure.set_layout_engine("none")
-            self._draw(figure, f"{name}.png", dpi=FIGURE_DPI)
-
-    def _draw(self, figure: Figure, name: str, **options: Any) -> None:
-        """Draws in memory first: where the disk is full, matplotlib stumbles over its own unfinished file."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=Path(name).suffix[1:], **options)
-        self._place("figures", name).write_bytes(buffer.getvalue())
+    def write_figures(self, figures: Iterable[tuple[str, Figure]]) -> None:
+        """Writes `figures/name.pdf` and `.png` of each; many are drawn side by side, by other processes."""
+        for name, files in _drawn(figures):
+            with _surroundings(self.path):
+                for suffix, content in files.items():
+                    self._place("figures", f"{name}.{suffix}").write_bytes(content)
 
     def write_state(self, name: str, statistic: Statistic) -> None:
         """Writes `state/name.safetensors`, to merge or continue."""

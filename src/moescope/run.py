@@ -96,8 +96,7 @@ class Run:
             folder.write_text(name, text)
         for name, statistic in self.statistics.items():
             folder.write_state(name, statistic)
-        for name, figure in self.figures():
-            folder.write_figure(name, figure)
+        folder.write_figures(self.figures())
         folder.write_manifest(self.manifest)
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:

@@ -59,7 +59,7 @@ def write(path: Path, tables: Mapping[str, pd.DataFrame], figures: tuple[str, ..
         for name in figures:
             figure = Figure(figsize=(3.3, 2.2))
             figure.subplots().plot([0, 1], [1, 0])
-            folder.write_figure(name, figure)
+            folder.write_figures([(name, figure)])
         folder.write_manifest(manifest(**changes))
     return path
 

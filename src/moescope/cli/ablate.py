@@ -77,8 +77,7 @@ def ablate(
             frames = run.frames()
             for name, frame in frames.items():
                 folder.write_table(name, frame)
-            for name, figure in run.figures():
-                folder.write_figure(name, figure)
+            folder.write_figures(run.figures())
             settings: dict[str, Any] = {
                 "num_tokens": options.num_tokens,
                 "sequence_length": options.sequence_length,

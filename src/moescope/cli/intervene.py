@@ -144,8 +144,7 @@ def intervene(
         for name, frame in study.frames():
             folder.write_table(name, frame)
         folder.write_text("intervene.json", json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        for name, figure in study.figures():
-            folder.write_figure(name, figure)
+        folder.write_figures(study.figures())
         manifest = _manifest(study, settings)
         manifest.wall_seconds = round(time.perf_counter() - started, 3)
         folder.write_manifest(manifest)

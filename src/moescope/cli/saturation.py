@@ -74,8 +74,7 @@ def saturation(
             folder.write_table("saturation", frame)
             for place, statistic in enumerate(run.statistics.values()):
                 folder.write_state(f"saturation_{place}", statistic)
-            for name, figure in run.figures():
-                folder.write_figure(name, figure)
+            folder.write_figures(run.figures())
             settings: dict[str, Any] = {
                 "num_tokens": options.num_tokens,
                 "sequence_length": options.sequence_length,
