@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, OlmoeForCausalLM
 
 from training.evaluate import HELD_OUT, NANO
 
-WORK = Path(__file__).parent / "work"
+OUTPUT = Path(__file__).parent / "output"
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -86,7 +86,7 @@ def norm_gains(folder: Path) -> list[float]:
 
 def saturation(folder: Path) -> str:
     """Figure and table of `moescope saturation` on this run's snapshots, where they were made; a column for each."""
-    path = WORK / "saturation" / "tables" / "saturation.csv"
+    path = OUTPUT / "saturation" / "tables" / "saturation.csv"
     if not path.exists():
         return "Not measured for this version."
     frame = pd.read_csv(path)
@@ -114,7 +114,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     measured = json.loads((folder / "evaluation.json").read_text())
     held_out = pd.read_parquet(HELD_OUT)
-    log = pd.read_json(WORK / "train.jsonl", lines=True)
+    log = pd.read_json(OUTPUT / "train.jsonl", lines=True)
     config = json.loads((folder / "config.json").read_text())
     # a source reads "package version: document"; the documents are in the corpus itself
     packages = held_out.assign(source=held_out["source"].str.split(": ").str[0])

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("snapshots", type=Path, nargs="*", help="folders; default: the last one")
     parser.add_argument("--out", type=Path, default=NANO)
     options = parser.parse_args()
-    folders = options.snapshots or sorted((HERE / "work" / "checkpoints").iterdir())[-1:]
+    folders = options.snapshots or sorted((HERE / "output" / "checkpoints").iterdir())[-1:]
     held = [load_file(f / "model.safetensors") for f in folders]
     options.out.mkdir(parents=True, exist_ok=True)
     mean = {n: torch.stack([h[n].float() for h in held]).mean(0).to(torch.bfloat16) for n in held[0]}

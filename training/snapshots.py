@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-WORK = Path(__file__).parent / "work"
+OUTPUT = Path(__file__).parent / "output"
 SHARES = (0.01, 0.1, 0.2, 0.4)
 
 
-def at_shares(work: Path = WORK, shares: tuple[float, ...] = SHARES) -> dict[float, tuple[Path, int]]:
+def at_shares(work: Path = OUTPUT, shares: tuple[float, ...] = SHARES) -> dict[float, tuple[Path, int]]:
     """For each share of the tokens trained on: the first snapshot that has seen as many, and how many it has seen."""
     entries = [json.loads(line) for line in (work / "snapshots.jsonl").read_text().splitlines()]
     total = entries[-1]["tokens"]

@@ -178,14 +178,14 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--stock", action="store_true", help="train the stock model although the kernels would run")
     parser.add_argument("--fresh", action="store_true", help="start anew although there is a checkpoint")
-    parser.add_argument("--out", type=Path, default=HERE / "work", help="where checkpoints and the log go")
+    parser.add_argument("--out", type=Path, default=HERE / "output", help="where checkpoints and the log go")
     options = parser.parse_args()
     budget = Budget(options.minutes, options.tokens or (0 if options.minutes else 40_000_000))
     recipe = Recipe(rate=options.rate, balance=options.balance, seed=options.seed)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     config = make_config()
     nano = HERE.parent / "src" / "moescope" / "models" / "nano"
-    domains = load_tokens(HERE / "work" / "corpus" / "train.parquet", nano, HERE / "work")
+    domains = load_tokens(HERE / "output" / "corpus" / "train.parquet", nano, HERE / "output")
     sampler = Sampler(domains, recipe.seed)
     if device == "cpu" and available() and not options.stock:
         torch.set_num_threads(1)  # the shards are the threads

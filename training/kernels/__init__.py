@@ -33,7 +33,7 @@ def load(exact: bool = False) -> ctypes.CDLL:
     here = Path(__file__).parent
     flags = (*FLAGS, *(("-DEXACT",) if exact else ()))
     text = "".join((here / name).read_text() for name in SOURCES) + " ".join(flags)
-    folder = here.parent / "work" / "kernels"
+    folder = here.parent / "output" / "kernels"
     target = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
