@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from moescope import analyses as registry
 from moescope.analyses.base import Analysis, Context
 from moescope.corpora import Sampler
-from moescope.errors import UsageError
+from moescope.errors import MoescopeWarning, UsageError
 from moescope.one_pass import feed
 from moescope.results import DomainSample, Manifest, ResultsFolder
 
@@ -49,8 +50,14 @@ class Run:
 
     @cached_property
     def tables(self) -> dict[str, xr.Dataset]:
-        """One labelled dataset per analysis, by its name."""
-        return {name: analysis.table(self.statistics, self.context) for name, analysis in self.analyses.items()}
+        """One labelled dataset per analysis, by its name; what they warn of is among the manifest's notes too."""
+        with warnings.catch_warnings(record=True) as raised:
+            tables = {name: analysis.table(self.statistics, self.context) for name, analysis in self.analyses.items()}
+        for warning in raised:
+            if issubclass(warning.category, MoescopeWarning):
+                self.manifest.notes.append(str(warning.message))
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return tables
 
     @cached_property
     def relations(self) -> list[Related]:

@@ -112,6 +112,7 @@ def test_experts_that_saw_no_token_and_points_too_few_for_umap(model: MoEModel, 
     run = capture(model, corpus, [Map(num_neighbors=5)], num_tokens=4, layers=[1])
     with pytest.warns(MoescopeWarning, match="no token, so not on the map: layer 1: expert"):
         table = run.tables["map"]
+    assert [note for note in run.manifest.notes if note.startswith("no token, so not on the map: layer 1: expert")]
     seen = set(table.point_expert.values.tolist())
     assert len(seen) < 8 and len(table.point) == 8
     assert np.array_equal(np.isnan(table.mean_x.values[0]), [expert not in seen for expert in range(8)])
