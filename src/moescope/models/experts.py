@@ -49,18 +49,23 @@ def combine(outputs: SortedOutputs, weights_NK: Tensor, hidden_NM: Tensor) -> Te
     order_A = outputs.token_rows_A * weights_NK.shape[1] + outputs.slots_A
     place_A = torch.empty_like(order_A)
     place_A[order_A] = torch.arange(order_A.shape[0], device=order_A.device)
-    weighted_AM = outputs.outputs_AM * weights_NK.reshape(-1)[order_A].unsqueeze(-1)
-    return weighted_AM[place_A].view(*weights_NK.shape, -1).sum(dim=1).to(hidden_NM.dtype)
+    placed_NKM = outputs.outputs_AM[place_A].view(*weights_NK.shape, -1)
+    # In place where that rounds no more than a product of its own would: batches of outputs are the most memory there is.
+    in_place = torch.result_type(placed_NKM, weights_NK) == placed_NKM.dtype and not torch.is_grad_enabled()
+    weighted_NKM = torch.mul(placed_NKM, weights_NK.unsqueeze(-1), out=placed_NKM if in_place else None)
+    return weighted_NKM.sum(dim=1).to(hidden_NM.dtype)
 
 
 def run_sorted(experts: Any, inputs_AM: Tensor, offsets_E1: list[int]) -> Tensor:
     """Outputs for inputs that are sorted by expert already."""
-    parts = [
-        run_expert(experts, expert, inputs_AM[start:end])
-        for expert, (start, end) in enumerate(itertools.pairwise(offsets_E1))
-        if end > start
-    ]
-    return torch.cat(parts) if parts else inputs_AM
+    outputs_AM = inputs_AM
+    for expert, (start, end) in enumerate(itertools.pairwise(offsets_E1)):
+        if end > start:
+            part_nM = run_expert(experts, expert, inputs_AM[start:end])
+            if outputs_AM is inputs_AM:
+                outputs_AM = part_nM.new_empty((inputs_AM.shape[0], part_nM.shape[1]))
+            outputs_AM[start:end] = part_nM
+    return outputs_AM
 
 
 def run_expert(experts: Any, expert: int, inputs_nM: Tensor, dtype: torch.dtype | None = None) -> Tensor:

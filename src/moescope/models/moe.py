@@ -22,6 +22,7 @@ from moescope.models.weights import ExpertWeights, expert_weights
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 
 _LOGIT_BYTES = 64 * 2**20
+_LOGIT_ROWS = 512  # enough for the product to be fast
 
 
 class MoEModel:
@@ -333,7 +334,7 @@ class MoEModel:
 
     def predict(self, hidden_TM: Tensor) -> Tensor:
         """The most probable next token after each of these last hidden states, int64, on `device`."""
-        rows = max(1, _LOGIT_BYTES // (4 * self.vocab_size))
+        rows = min(_LOGIT_ROWS, max(1, _LOGIT_BYTES // (4 * self.vocab_size)))
         parts = [self.logits(part_nM).argmax(-1) for part_nM in hidden_TM.split(rows)]
         return torch.cat(parts).to(self.device) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
 
