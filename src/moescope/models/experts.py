@@ -50,7 +50,7 @@ def combine(outputs: SortedOutputs, weights_NK: Tensor, hidden_NM: Tensor) -> Te
     place_A = torch.empty_like(order_A)
     place_A[order_A] = torch.arange(order_A.shape[0], device=order_A.device)
     placed_NKM = outputs.outputs_AM[place_A].view(*weights_NK.shape, -1)
-    # In place where that rounds no more than a product of its own would: batches of outputs are the most memory there is.
+    # In place where the product has the same dtype: a batch of outputs is the largest tensor there is.
     in_place = torch.result_type(placed_NKM, weights_NK) == placed_NKM.dtype and not torch.is_grad_enabled()
     weighted_NKM = torch.mul(placed_NKM, weights_NK.unsqueeze(-1), out=placed_NKM if in_place else None)
     return weighted_NKM.sum(dim=1).to(hidden_NM.dtype)
