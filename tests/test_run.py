@@ -217,6 +217,17 @@ def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch
     assert all(content[:4] in (b"%PDF", b"\x89PNG") for content in files.values())
 
 
+def test_figures_are_drawn_where_there_can_be_no_other_processes(tmp_path, monkeypatch):
+    def refused(max_workers):
+        raise OSError(errno.ENOSYS, "no semaphores")
+
+    monkeypatch.setattr(loky, "cpu_count", lambda: 2)
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", refused)
+    names = [f"figure_{number}" for number in range(results.FEW_FIGURES + 1)]
+    files = written_figures(tmp_path / "out", ((name, Figure()) for name in names))
+    assert set(files) == {f"{name}.{suffix}" for name in names for suffix in ("pdf", "png")}
+
+
 def test_two_runs_that_began_together_both_keep_their_results(tmp_path):
     first, second = (ResultsFolder(None, default=tmp_path / "run") for _ in range(2))
     assert first.path == second.path

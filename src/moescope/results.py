@@ -98,11 +98,11 @@ def _drawn(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, dict[st
     coming = iter(figures)
     first = list(islice(coming, FEW_FIGURES + 1))
     processes = min(4, loky.cpu_count()) if len(first) > FEW_FIGURES else 1
-    if processes == 1:
+    pool = _pool(processes) if processes > 1 else None
+    if pool is None:
         for name, figure in chain(first, coming):
             yield name, _files(figure)
         return
-    pool = loky.ProcessPoolExecutor(max_workers=processes)
     waiting: deque[tuple[str, Figure, Future[dict[str, bytes]] | None]] = deque()
     try:
         for name, figure in chain(first, coming):
@@ -113,6 +113,13 @@ def _drawn(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, dict[st
             yield _received(*waiting.popleft())
     finally:
         pool.shutdown(kill_workers=True)
+
+
+def _pool(processes: int) -> loky.ProcessPoolExecutor | None:
+    try:
+        return loky.ProcessPoolExecutor(max_workers=processes)
+    except (OSError, NotImplementedError):  # no semaphores here, or too few
+        return None
 
 
 def _sent(pool: Executor, figure: Figure) -> Future[dict[str, bytes]] | None:
