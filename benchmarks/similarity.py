@@ -8,8 +8,8 @@ threads unless `--threads` says otherwise.
 - plain: for each pair `|X^T Y|^2` on centred outputs, from which the unbiased HSIC follows; all outputs in memory;
   timed on `--pairs` random pairs and scaled to all E (E + 1) / 2 of them.
 - exact: all pairs of tokens, Gram matrices tile by tile. minibatch: Gram matrices of 256 tokens, averaged.
-- bare: the matrix products alone that exact and minibatch each stand for, on data that is in memory already. A minibatch's
-  Gram matrices are whole here; ours multiplies their lower stripes only.
+- bare: the matrix products alone that exact and minibatch each stand for, on data that is in memory already.
+  A minibatch's Gram matrices are whole here; ours multiplies their lower stripes only.
 - with `--groups 20` also exact and minibatch with all that jackknife intervals need.
 
 Times are taken in one process, the sides in turn, from outputs in memory (so that no side waits for the disk); how far
