@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import loky
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 import moescope
 from moescope import analyses, results
+from moescope.analyses.base import Analysis
 from moescope.corpora import Sampler
 from moescope.errors import EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
 from moescope.models import load_model
@@ -86,6 +89,55 @@ def test_one_layer_has_no_paths_and_it_is_said(model, corpus):
     with pytest.warns(MoescopeWarning, match="only layer 2"):
         run = moescope.capture(model, corpus, ["paths", "entropy"], 300, layers=[2])
     assert "entropy" in run.tables
+
+
+class Doubtful(Analysis):
+    """Warns of something, and fails if asked to."""
+
+    name = "doubtful"
+    min_domains = 0
+    needs_text = False
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+        self.times = 0
+
+    def statistics(self, context):
+        return {}
+
+    def table(self, statistics, context):
+        self.times += 1
+        warnings.warn("expert 3 is odd", MoescopeWarning, stacklevel=2)
+        if self.fails:
+            raise ValueError("too odd")
+        return xr.Dataset({"oddness": ("layer", [1.0])}, coords={"layer": [0]})
+
+    def frames(self, table, context):
+        return {}
+
+    def figures(self, table, context):
+        yield from ()
+
+
+def test_a_table_is_made_when_first_asked_for_and_only_once(model, corpus):
+    doubtful = Doubtful()
+    run = moescope.capture(model, corpus, ["entropy", doubtful], 300)
+    assert list(run.tables) == ["entropy", "doubtful"]
+    assert "entropy" in run.tables["entropy"]
+    assert doubtful.times == 0
+    with pytest.warns(MoescopeWarning, match="expert 3 is odd"):
+        table = run.tables["doubtful"]
+    assert run.tables["doubtful"] is table
+    assert doubtful.times == 1
+    assert run.manifest.notes == ["expert 3 is odd"]
+    with pytest.raises(KeyError):
+        run.tables["usage"]
+
+
+def test_what_a_table_warned_of_before_it_failed_is_said(model):
+    run = moescope.capture(model, None, [Doubtful(fails=True)])
+    with pytest.warns(MoescopeWarning, match="expert 3 is odd"), pytest.raises(ValueError, match="too odd"):
+        run.tables["doubtful"]
 
 
 @pytest.mark.parametrize(

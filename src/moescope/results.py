@@ -33,6 +33,8 @@ MANIFEST = "manifest.json"
 FIGURE_DPI = 200
 FEW_FIGURES = 8
 """Figures that are drawn before another process has started."""
+HELD_FIGURES = 24
+"""Figures that wait to be drawn at most: what comes after is made meanwhile, and a figure takes a few megabytes."""
 
 
 class DomainSample(BaseModel):
@@ -107,7 +109,7 @@ def _drawn(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, dict[st
     try:
         for name, figure in chain(first, coming):
             waiting.append((name, figure, _sent(pool, figure)))
-            if len(waiting) > 2 * processes:  # no more than that are held in memory
+            if len(waiting) > HELD_FIGURES:
                 yield _received(*waiting.popleft())
         while waiting:
             yield _received(*waiting.popleft())

@@ -6,8 +6,8 @@ import importlib.metadata
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,34 @@ if TYPE_CHECKING:
     from moescope.statistics.base import Statistic
 
 
+class _Tables(Mapping[str, "xr.Dataset"]):
+    """Tables by name, each made when first looked at and kept."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], xr.Dataset]) -> None:
+        self._names = tuple(names)
+        self._make = make
+        self._made: dict[str, xr.Dataset] = {}
+
+    def __getitem__(self, name: str) -> xr.Dataset:
+        if name not in self._made:
+            if name not in self._names:
+                raise KeyError(name)
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"tables of {', '.join(self._names)}"
+
+
 @dataclass
 class Run:
     """What one forward pass over a corpus told.
@@ -46,18 +74,25 @@ class Run:
     analyses: dict[str, Analysis]
     statistics: dict[str, Statistic]
     manifest: Manifest
-    _tables: dict[str, xr.Dataset] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def tables(self) -> dict[str, xr.Dataset]:
-        """One labelled dataset per analysis, by its name; what they warn of is among the manifest's notes too."""
-        with warnings.catch_warnings(record=True) as raised:
-            tables = {name: analysis.table(self.statistics, self.context) for name, analysis in self.analyses.items()}
-        for warning in raised:
-            if issubclass(warning.category, MoescopeWarning):
-                self.manifest.notes.append(str(warning.message))
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        return tables
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """One labelled dataset per analysis, by its name, made when first asked for.
+
+        What making one warns of is among the manifest's notes from then on.
+        """
+        return _Tables(tuple(self.analyses), self._table)
+
+    def _table(self, name: str) -> xr.Dataset:
+        raised: list[warnings.WarningMessage] = []
+        try:
+            with warnings.catch_warnings(record=True) as raised:
+                return self.analyses[name].table(self.statistics, self.context)
+        finally:
+            for warning in raised:
+                if issubclass(warning.category, MoescopeWarning):
+                    self.manifest.notes.append(str(warning.message))
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     @cached_property
     def relations(self) -> list[Related]:
@@ -94,7 +129,11 @@ class Run:
             yield "relations", relations.figure(self.relations, self.context)
 
     def write(self, folder: ResultsFolder) -> None:
-        """Writes tables, arrays, state, figures and manifest into a folder in the making."""
+        """Writes tables, arrays, state, figures and manifest into a folder in the making.
+
+        Figures first: they are drawn by other processes while the tables of the analyses that follow are made.
+        """
+        folder.write_figures(self.figures())
         for name, frame in self.frames():
             folder.write_table(name, frame)
         for name, arrays in self.arrays():
@@ -103,7 +142,6 @@ class Run:
             folder.write_text(name, text)
         for name, statistic in self.statistics.items():
             folder.write_state(name, statistic)
-        folder.write_figures(self.figures())
         folder.write_manifest(self.manifest)
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:

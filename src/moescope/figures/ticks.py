@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.colors import Normalize, TwoSlopeNorm
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from moescope.figures import style
 
@@ -53,7 +53,8 @@ def cell_labels(ax: Axes, axis: Literal["x", "y"], count: int, names: Sequence[A
     positions = range(0, count, step)
     which = ax.xaxis if axis == "x" else ax.yaxis
     which.set_major_locator(FixedLocator([position + 0.5 for position in positions]))
-    which.set_ticklabels([texts[position] for position in positions])
+    # not set_ticklabels: it makes every tick at once, and again when the figure is drawn elsewhere
+    which.set_major_formatter(FixedFormatter([texts[position] for position in positions]))
     if small:
         which.set_tick_params(labelsize=6)
     if axis == "x" and words:
