@@ -123,7 +123,7 @@ def test_a_table_is_made_when_first_asked_for_and_only_once(model, corpus):
     doubtful = Doubtful()
     run = moescope.capture(model, corpus, ["entropy", doubtful], 300)
     assert list(run.tables) == ["entropy", "doubtful"]
-    assert "entropy" in run.tables["entropy"]
+    assert run.tables["entropy"] is run.tables["entropy"]
     assert doubtful.times == 0
     with pytest.warns(MoescopeWarning, match="expert 3 is odd"):
         table = run.tables["doubtful"]

@@ -144,6 +144,16 @@ def test_gradient_equals_finite_differences(tmp_path: Path) -> None:
     assert checked > 10
 
 
+def test_gradients_come_out_the_same_to_the_bit(request: pytest.FixtureRequest) -> None:
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    torch.set_num_threads(4)
+    model, batch = load_model("nano", device="cpu"), batch_of([128] * 32)
+    first, *others = (first_order_effects(model, batch) for _ in range(3))
+    assert all(torch.equal(other.effects_BLE, first.effects_BLE) for other in others)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_curvature_is_half_the_squared_slope_of_each_token(tmp_path: Path) -> None:
     """Slopes by finite differences, one token's weight after the other."""
     model = load_model(str(save(build("olmoe", num_experts_per_tok=8), tmp_path)), dtype="float64", device="cpu")

@@ -68,3 +68,12 @@ def test_what_the_disk_refuses_is_an_error_of_the_system(tmp_path: Path) -> None
     with pytest.raises(OSError, match="file/state") as error:
         statistic.save(tmp_path / "file" / "state")
     assert error.value.errno == errno.ENOTDIR
+
+
+def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
+    statistic = TokenUsage(layers=LAYERS, num_experts=16, num_experts_per_token=2, vocab_size=50)
+    contents = set()
+    for index in range(8):
+        statistic.save(tmp_path / str(index))
+        contents.add((tmp_path / str(index)).read_bytes())
+    assert len(contents) == 1

@@ -13,12 +13,14 @@ dense networks and Fisher pruning", arXiv 1801.05787), here without what differe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor, nn
 
 from moescope.interventions.losses import backward, check_complete, next_tokens
@@ -69,7 +71,7 @@ def first_order_effects(model: MoEModel, batch: Batch, layers: Sequence[int] | N
 
     The model's parameters ask for no gradient while this runs, so that none is computed for them; the head is run
     forward and backward a few tokens at a time. What is left in memory is the activations of the layers from the first
-    asked on: give it small batches.
+    asked on: give it small batches. On a CPU the same batch gives the same bits each time.
 
     Args:
         model: A complete model.
@@ -84,7 +86,7 @@ def first_order_effects(model: MoEModel, batch: Batch, layers: Sequence[int] | N
     adders = {layer: _ZeroAdder() for layer in chosen}
     next_T = batch.tokens.next_token_ids_T
     known_T = next_T >= 0
-    with torch.inference_mode(False), torch.enable_grad(), _frozen(model.hf):
+    with torch.inference_mode(False), torch.enable_grad(), _frozen(model.hf), _in_fixed_order():
         with transformed(model.seams, {layer: [adder] for layer, adder in adders.items()}):
             hidden_BSM = model.last_hidden(batch.input_ids_BS)
         assert hidden_BSM is not None
@@ -151,3 +153,26 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _in_fixed_order() -> Iterator[None]:
+    """For as long as it lasts, torch adds up in a fixed order wherever it can.
+
+    By default the gradient of picking each expert's tokens is summed by several threads at once on a CPU, in whatever
+    order they come; in a fixed order it takes no longer. On a GPU some operations have no such order, which torch warns
+    of at each.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        if not enabled:
+            warnings.filterwarnings("ignore", message=".*(deterministic implementation|not deterministic because)")
+            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = fill

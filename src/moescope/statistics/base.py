@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from moescope.records import ExpertOutputs, Routing
 
+METADATA = "statistic"
+
 
 class Statistic(ABC):
     """An accumulator over records.
@@ -100,7 +102,8 @@ class Statistic(ABC):
         Raises:
             OSError: The disk refuses.
         """
-        metadata = {"statistic": type(self).__name__, "parameters": json.dumps(self.parameters)}
+        # one entry: safetensors writes several in an order that changes from process to process
+        metadata = {METADATA: json.dumps({"name": type(self).__name__, "parameters": self.parameters})}
         packed = {part: stored for name, tensor in self.state.items() for part, stored in pack(name, tensor).items()}
         write(packed, path, metadata)
 
@@ -112,12 +115,11 @@ class Statistic(ABC):
             UsageError: The file holds another statistic.
         """
         with safe_open(path, framework="pt", device=str(device)) as file:
-            metadata = file.metadata() or {}
-            if metadata.get("statistic") != cls.__name__:
-                raise UsageError(
-                    f"{path} holds the state of {metadata.get('statistic', 'nothing known')}", expected=cls.__name__
-                )
-            statistic = cls(device=device, **json.loads(metadata["parameters"]))
+            found = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            name = found.get("name", "nothing known")
+            if name != cls.__name__:
+                raise UsageError(f"{path} holds the state of {name}", expected=cls.__name__)
+            statistic = cls(device=device, **found["parameters"])
             stored = set(file.keys())
             statistic.state = {
                 name: unpack(name, declared, stored, file.get_tensor) for name, declared in statistic.state.items()
