@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.utils.deterministic
 from torch import Tensor, nn
 
 from moescope.interventions.losses import backward, check_complete, next_tokens
@@ -165,14 +164,11 @@ def _in_fixed_order() -> Iterator[None]:
     """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         if not enabled:
             warnings.filterwarnings("ignore", message=".*(deterministic implementation|not deterministic because)")
-            torch.utils.deterministic.fill_uninitialized_memory = False
             torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
