@@ -266,4 +266,4 @@ def test_a_corpus_that_gives_too_little_is_said(model: MoEModel, tmp_path: Path)
     (tmp_path / "one" / "a.txt").write_text("ab")
     run = compared(model, moescope.load_corpus(str(tmp_path)), [0], 100)
     with pytest.raises(UsageError, match="cka of 2 tokens"):
-        _ = run.tables
+        _ = run.tables["similarity"]
