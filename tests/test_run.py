@@ -130,7 +130,7 @@ def test_a_table_is_made_when_first_asked_for_and_only_once(model, corpus):
     assert run.tables["doubtful"] is table
     assert doubtful.times == 1
     assert run.manifest.notes == ["expert 3 is odd"]
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="usage: not among the tables of entropy, doubtful"):
         run.tables["usage"]
 
 

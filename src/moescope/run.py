@@ -42,7 +42,7 @@ class _Tables(Mapping[str, "xr.Dataset"]):
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self._made:
             if name not in self._names:
-                raise KeyError(name)
+                raise KeyError(f"{name}: not among the {self}")
             self._made[name] = self._make(name)
         return self._made[name]
 
