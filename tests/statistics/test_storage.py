@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moescope.errors import UsageError
 from moescope.statistics.storage import pack, unpack, write
 from moescope.statistics.tokens import TokenUsage
 from moescope.statistics.usage import ExpertUsage
@@ -77,3 +78,10 @@ def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:
         statistic.save(tmp_path / str(index))
         contents.add((tmp_path / str(index)).read_bytes())
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("metadata", [{}, {"statistic": "TokenUsage", "format": "pt"}])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    write({"counts": torch.ones(3)}, tmp_path / "file", metadata)
+    with pytest.raises(UsageError, match="holds the state of nothing known"):
+        TokenUsage.load(tmp_path / "file")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from moescope.records import ExpertOutputs, Routing
 
-METADATA = "statistic"
+METADATA = "moescope"
 
 
 class Statistic(ABC):
