@@ -19,7 +19,7 @@ import moescope
 from benchmarks.overhead import STOCK, bare
 from benchmarks.timing import alternate, report
 from moescope.analyses.base import Context
-from moescope.analyses.profile import Profile
+from moescope.analyses.profile.analysis import Profile
 from moescope.corpora import Sampler
 from moescope.one_pass import feed
 

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import report
-from moescope.statistics.cka import HSIC, MinibatchHSIC, hsic, minibatches
-from moescope.statistics.cka_exact import TILE, exact_hsic
+from moescope.measures.cka import HSIC, MinibatchHSIC, hsic, minibatches
+from moescope.measures.cka_exact import TILE, exact_hsic
 
 MINIBATCH = 256
 NAMES = ["plain", "exact", "minibatch", "bare exact", "bare minibatch"]
@@ -96,7 +96,7 @@ def plain(outputs_VNM: Tensor, num_pairs: int) -> float:
 
 
 def by_minibatches(outputs_VNM: Tensor, groups_N: Tensor | None = None, num_groups: int = 0) -> HSIC:
-    """Minibatch CKA as `moescope.analyses.comparing` computes it."""
+    """Minibatch CKA as `moescope.analyses.similarity.comparing` computes it."""
     average = MinibatchHSIC()
     for start, end in minibatches(outputs_VNM.shape[1], MINIBATCH):
         part_VnM = outputs_VNM[:, start:end]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from moescope.analyses.profile_schema import json_schema
+from moescope.analyses.profile.schema import json_schema
 
 SCHEMA = Path(__file__).parent / "profile.schema.json"
 

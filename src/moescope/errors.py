@@ -1,10 +1,13 @@
 """What can go wrong, said helpfully: what was found, what was expected, what to do.
 
-`UsageError` is input that cannot be used (exit code 2), `EnvironmentFailure` is surroundings that failed: disk,
+A parameter stands between backticks, as in `pairs=-1`; the command line shows it as the flag it is. `UsageError` is
+input that cannot be used (exit code 2), `EnvironmentFailure` is surroundings that failed: disk,
 network, memory (exit code 1). `MoescopeWarning` is for what can be survived and must be counted aloud.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class MoescopeError(Exception):
@@ -50,6 +53,36 @@ class ResultsError(UsageError):
 
 class EnvironmentFailure(MoescopeError):
     """The surroundings failed: disk, network, memory. Exit code 1."""
+
+
+class AnalysisFailed(MoescopeError):
+    """An analysis failed after the text was read; what the others answered is kept.
+
+    Args:
+        name: The analysis.
+        error: What went wrong; also the cause of this error.
+        run: All that was answered: a `Run`, which can be saved.
+    """
+
+    def __init__(self, name: str, error: Exception, run: Any) -> None:
+        self.run = run
+        self.exit_code = error.exit_code if isinstance(error, MoescopeError) else 1
+        super().__init__(f"{name} failed: {getattr(error, 'found', None) or f'{type(error).__name__}: {error}'}")
+
+
+def at_least(minimum: float, **given: float | None) -> None:
+    """Refuses numbers below a minimum; None is none.
+
+    Args:
+        minimum: The least that is allowed.
+        **given: Parameters by name.
+
+    Raises:
+        UsageError: Names the parameter and its value.
+    """
+    for name, value in given.items():
+        if value is not None and value < minimum:
+            raise UsageError(f"`{name}={value}`", expected=f"{minimum} or more")
 
 
 class MoescopeWarning(UserWarning):

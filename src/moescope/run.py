@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
+import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moescope import analyses as registry
-from moescope.analyses.base import Analysis, Context
+from moescope.analyses import registry
+from moescope.analyses.base import Analysis, Given
+from moescope.analyses.finding import Finding, as_records, find
+from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import MoescopeWarning, UsageError
+from moescope.errors import AnalysisFailed, MoescopeWarning, UsageError
 from moescope.one_pass import feed
-from moescope.results import DomainSample, Manifest, ResultsFolder
+from moescope.results import Made, Manifest, Outcome, Results
+from moescope.results.manifest import make_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,135 +28,80 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from moescope.analyses.relations import Related
     from moescope.corpora import Corpus
     from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
 
-
-class _Tables(Mapping[str, "xr.Dataset"]):
-    """Tables by name, each made when first looked at and kept."""
-
-    def __init__(self, names: Sequence[str], make: Callable[[str], xr.Dataset]) -> None:
-        self._names = tuple(names)
-        self._make = make
-        self._made: dict[str, xr.Dataset] = {}
-
-    def __getitem__(self, name: str) -> xr.Dataset:
-        if name not in self._made:
-            if name not in self._names:
-                raise KeyError(f"{name}: not among the {self}")
-            self._made[name] = self._make(name)
-        return self._made[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __repr__(self) -> str:
-        return f"tables of {', '.join(self._names)}"
+FINDINGS = "findings.json"
 
 
-@dataclass
-class Run:
-    """What one forward pass over a corpus told.
+@dataclass(repr=False)
+class Run(Outcome):
+    """What one forward pass over a corpus measured.
 
     Attributes:
         context: What was looked at.
-        analyses: The analyses asked for, by name.
+        analyses: The analyses answered, by name.
         statistics: Their accumulators, by key; analyses may share one.
+        made: One labelled dataset per analysis, by its name.
         manifest: What was run, on what, with what.
     """
 
     context: Context
     analyses: dict[str, Analysis]
     statistics: dict[str, Statistic]
+    made: dict[str, xr.Dataset]
     manifest: Manifest
 
-    @cached_property
+    @property
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """One labelled dataset per analysis, by its name, made when first asked for.
-
-        What making one warns of is among the manifest's notes from then on.
-        """
-        return _Tables(tuple(self.analyses), self._table)
-
-    def _table(self, name: str) -> xr.Dataset:
-        raised: list[warnings.WarningMessage] = []
-        try:
-            with warnings.catch_warnings(record=True) as raised:
-                return self.analyses[name].table(self.statistics, self.context)
-        finally:
-            for warning in raised:
-                if issubclass(warning.category, MoescopeWarning):
-                    self.manifest.notes.append(str(warning.message))
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        """One labelled dataset per analysis, by its name."""
+        return self.made
 
     @cached_property
-    def relations(self) -> list[Related]:
-        """How one table's answer goes with another's; empty where the run has no two that are known to belong."""
-        from moescope.analyses.relations import relate
-
-        return relate(self.tables, seed=self.context.seed)
-
-    def frames(self) -> Iterator[tuple[str, pd.DataFrame]]:
+    def frames(self) -> Mapping[str, pd.DataFrame]:
         """The tables as rows, by file name without suffix."""
-        from moescope.analyses import relations
+        return {
+            name: frame
+            for analysis, table in self._answered()
+            for name, frame in analysis.frames(table, self.context).items()
+        }
 
-        for name, analysis in self.analyses.items():
-            yield from analysis.frames(self.tables[name], self.context).items()
-        yield from relations.frames(self.relations).items()
+    @cached_property
+    def figures(self) -> Mapping[str, Figure]:
+        """Figures by file name without suffix, each drawn when it is asked for."""
+        return Made(
+            dict(drawing for analysis, table in self._answered() for drawing in analysis.figures(table, self.context))
+        )
 
-    def arrays(self) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        """What would be silly as rows, by file name without suffix."""
-        for name, analysis in self.analyses.items():
-            yield from analysis.arrays(self.tables[name], self.context).items()
+    @property
+    def arrays(self) -> Mapping[str, Mapping[str, np.ndarray]]:
+        """Matrices of experts by experts and the like, by file name without suffix."""
+        return {
+            name: arrays
+            for analysis, table in self._answered()
+            for name, arrays in analysis.arrays(table, self.context).items()
+        }
 
-    def files(self) -> Iterator[tuple[str, str]]:
-        """Text files that are neither: path inside the results folder, text."""
-        for name, analysis in self.analyses.items():
-            yield from analysis.files(self.tables[name], self.context)
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Text files, by path inside the results folder; the findings are among them."""
+        texts = dict(file for analysis, table in self._answered() for file in analysis.files(table, self.context))
+        findings = json.dumps(as_records(self.findings), indent=2, ensure_ascii=False)
+        return texts | {FINDINGS: findings + "\n"}
 
-    def figures(self) -> Iterator[tuple[str, Figure]]:
-        """Figures by file name without suffix, one at a time."""
-        from moescope.analyses import relations
+    @property
+    def state(self) -> Mapping[str, Statistic]:
+        """The accumulated statistics by key, to merge or continue."""
+        return self.statistics
 
-        for name, analysis in self.analyses.items():
-            yield from analysis.figures(self.tables[name], self.context)
-        if self.relations:
-            yield "relations", relations.figure(self.relations, self.context)
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What the run found, in sentences computed from its tables."""
+        return find(Results(Path(), self.manifest, self.frames))
 
-    def write(self, folder: ResultsFolder) -> None:
-        """Writes tables, arrays, state, figures and manifest into a folder in the making.
-
-        Figures first: they are drawn by other processes while the tables of the analyses that follow are made.
-        """
-        folder.write_figures(self.figures())
-        for name, frame in self.frames():
-            folder.write_table(name, frame)
-        for name, arrays in self.arrays():
-            folder.write_arrays(name, arrays)
-        for name, text in self.files():
-            folder.write_text(name, text)
-        for name, statistic in self.statistics.items():
-            folder.write_state(name, statistic)
-        folder.write_manifest(self.manifest)
-
-    def save(self, out: str | Path, *, force: bool = False) -> Path:
-        """Writes everything to a folder.
-
-        Raises:
-            ResultsError: The folder exists and `force` is not set, or it is not one of moescope's.
-            EnvironmentFailure: The disk refuses.
-        """
-        with ResultsFolder(out, force=force) as folder:
-            self.write(folder)
-        return folder.path
+    def _answered(self) -> Iterator[tuple[Analysis, xr.Dataset]]:
+        return ((self.analyses[name], table) for name, table in self.made.items())
 
 
 def capture(
@@ -169,6 +117,7 @@ def capture(
     batch_tokens: int = 8192,
     predictions: bool | None = None,
     command: str = "capture",
+    command_line: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Run:
     """Runs the corpus through the model once and answers every question asked.
@@ -177,8 +126,9 @@ def capture(
         model: From `load_model`.
         corpus: From `load_corpus`; None for questions that need no text. Where none does, it is not read.
         analyses: Names of analyses, or analyses made with options of their own, as `Similarity(method="cosine")`; None
-            for all that make sense for model and corpus (a corpus of one domain has nothing to compare; the
-            manifest's notes say what was left out).
+            for all that make sense for model and corpus, with the smaller samples that a report takes
+            (`registry.Entry.in_report`); a corpus of one domain has nothing to compare, and the manifest's notes say
+            what was left out.
         num_tokens: Tokens to count, split evenly over the corpus' domains.
         layers: MoE layers (decoder block indices); None for all. The pass stops after the deepest.
         skip: Names of analyses to leave out of all there are.
@@ -188,13 +138,15 @@ def capture(
         predictions: Whether to run the whole depth for the readings that need predicted tokens. None: only if all
             layers are looked at.
         command: What to call this run in its manifest.
+        command_line: The command as it was typed, for the manifest.
         progress: Called after each batch with the number of tokens counted in it.
 
     Returns:
-        The run: `.tables`, `.statistics`, `.manifest`, `.figures()`, `.save(path)`.
+        The run: `.tables`, `.frames`, `.figures`, `.findings`, `.statistics`, `.manifest`, `.save(path)`.
 
     Raises:
         UsageError: An analysis, layer or number that does not exist or makes no sense, each with a remedy.
+        AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
     if predictions and not model.complete:
@@ -204,7 +156,7 @@ def capture(
         )
     chosen = model.check_layers(layers)
     context = Context(
-        model=model,
+        model=model.info,
         layers=tuple(chosen),
         domains=corpus.domains if corpus is not None else (),
         groups=corpus.groups if corpus is not None else {},
@@ -214,10 +166,12 @@ def capture(
         predictions=predictions if predictions is not None else (layers is None and model.complete),
         corpus_fingerprint=corpus.fingerprint if corpus is not None else "",
     )
-    asked, left_out = _asked(analyses, skip, context)
-    statistics = _statistics(asked, context)
+    asked, notes = _asked(analyses, skip, context)
+    steps, by = _steps(asked.values(), context)
+    statistics = _statistics(steps, context)
     sampler = None
     options: dict[str, Any] = {}
+    pass_seconds = 0.0
     if corpus is None or not any(analysis.needs_text for analysis in asked.values()):
         corpus = None
         without: dict[str, Any] = {"domains": (), "groups": {}, "corpus_name": "", "corpus_fingerprint": ""}
@@ -232,7 +186,9 @@ def capture(
             max_positions=model.max_positions,
             batch_tokens=batch_tokens,
         )
+        pass_started = time.perf_counter()
         feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
+        pass_seconds = time.perf_counter() - pass_started
         options |= {
             "num_tokens": num_tokens,
             "sequence_length": sequence_length,
@@ -241,9 +197,121 @@ def capture(
         }
         context = replace(context, num_tokens=int(sampler.num_tokens_D.sum()))
     options |= {name: analysis.options for name, analysis in asked.items() if analysis.options}
-    manifest = make_manifest(context, corpus, sampler, options, list(asked), command, left_out)
-    manifest.wall_seconds = round(time.perf_counter() - started, 3)
-    return Run(context, asked, statistics, manifest)
+    if command_line is not None:
+        options["command_line"] = command_line
+    answers = _answer(model, steps, statistics, context, notes)
+    made = {name: answers.tables[by[analysis]] for name, analysis in asked.items() if by[analysis] in answers.tables}
+    for entry in registry.entries("joint"):
+        joint = registry.find(entry.name)
+        table = joint.table({}, context, Given(tables=made))
+        if table.data_vars and entry.name not in skip:
+            asked[entry.name], made[entry.name] = joint, table
+    manifest = make_manifest(
+        context,
+        command=command,
+        analyses=list(made),
+        options=options,
+        corpus=corpus,
+        sampler=sampler,
+        notes=notes,
+        pass_seconds=pass_seconds,
+        total_seconds=time.perf_counter() - started,
+    )
+    run = Run(context, {name: asked[name] for name in made}, statistics, made, manifest)
+    for name, analysis in asked.items():
+        if (error := answers.failed.get(by.get(analysis, analysis))) is not None:
+            if not made:
+                raise error
+            raise AnalysisFailed(name, error, run) from error
+    return run
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An analysis to be answered: because it was asked for, or because another needs its table."""
+
+    analysis: Analysis
+    needs: Mapping[str, Analysis]
+
+
+def _steps(asked: Iterable[Analysis], context: Context) -> tuple[list[_Step], dict[Analysis, Analysis]]:
+    """What to answer, each once, in an order in which every analysis comes after those it needs.
+
+    Returns:
+        The steps; and for each analysis asked for the one among them that answers it.
+    """
+    asked = list(asked)
+    steps: list[_Step] = []
+
+    def planned(analysis: Analysis) -> Analysis:
+        """The analysis whose table answers this one; it is among the steps."""
+        known = next((step.analysis for step in steps if step.analysis.answers(analysis)), None)
+        if known is not None:
+            return known
+        wanted = next((other for other in asked if other.answers(analysis)), analysis)
+        steps.append(_Step(wanted, {name: planned(other) for name, other in wanted.needs(context).items()}))
+        return wanted
+
+    return steps, {analysis: planned(analysis) for analysis in asked}
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Each analysis' table, or why it has none."""
+
+    tables: dict[Analysis, xr.Dataset]
+    failed: dict[Analysis, Exception]
+
+
+def _answer(
+    model: MoEModel,
+    steps: Sequence[_Step],
+    statistics: Mapping[str, Statistic],
+    context: Context,
+    notes: list[str],
+) -> _Answers:
+    """First all that takes the model, then all tables; what fails is kept apart, so that the others are not lost."""
+    measured: dict[Analysis, Any] = {}
+    answers = _Answers({}, {})
+    with _noted(notes):
+        for step in steps:
+            try:
+                measured[step.analysis] = step.analysis.measure(model, statistics, context)
+            except Exception as error:
+                answers.failed[step.analysis] = error
+        for step in steps:
+            if step.analysis in answers.failed:
+                continue
+            given = Given(
+                measured[step.analysis],
+                {name: answers.tables[other] for name, other in step.needs.items() if other in answers.tables},
+                {
+                    name: str(getattr(error, "found", error))
+                    for name, other in step.needs.items()
+                    if (error := answers.failed.get(other)) is not None
+                },
+            )
+            try:
+                answers.tables[step.analysis] = step.analysis.table(statistics, context, given)
+            except Exception as error:
+                answers.failed[step.analysis] = error
+    return answers
+
+
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Notes what is warned of inside, and warns of it all the same."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, MoescopeWarning):
+                notes.append(str(message))
+            show(message, category, *where, **more)
+
+        warnings.simplefilter("always", MoescopeWarning)
+        warnings.showwarning = record  # type: ignore[assignment]
+        yield
 
 
 def _asked(
@@ -254,8 +322,9 @@ def _asked(
         raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
     asked: dict[str, Analysis] = {}
     left_out: list[str] = []
+    everything = analyses is None
     for given in analyses if analyses is not None else [name for name in registry.names() if name not in skip]:
-        analysis = registry.find(given) if isinstance(given, str) else given
+        analysis = registry.find(given, in_report=everything) if isinstance(given, str) else given
         try:
             if analysis.needs_text and not context.domains:
                 raise UsageError(
@@ -268,11 +337,11 @@ def _asked(
                     f"and {analysis.name} compares domains",
                     expected=f"{analysis.min_domains} domains or more",
                     remedy="use a folder with a sub-folder for each domain, or name the domain field with "
-                    "--domain-field",
+                    "`domain_field`",
                 )
             analysis.check(context)
         except UsageError as error:
-            if analyses is not None:
+            if not everything:
                 raise
             left_out.append(f"{analysis.name} was left out: {error.found}")
             continue
@@ -280,70 +349,14 @@ def _asked(
     return asked, left_out
 
 
-def _statistics(asked: dict[str, Analysis], context: Context) -> dict[str, Statistic]:
+def _statistics(steps: Sequence[_Step], context: Context) -> dict[str, Statistic]:
     """All accumulators of all analyses; one is shared by those that declare it under the same key."""
     statistics: dict[str, Statistic] = {}
-    for name, analysis in asked.items():
-        for key, statistic in analysis.statistics(context).items():
+    for step in steps:
+        for key, statistic in step.analysis.statistics(context).items():
             known = statistics.setdefault(key, statistic)
             if type(known) is not type(statistic) or known.parameters != statistic.parameters:
-                raise RuntimeError(f"analysis {name} declares statistic {key!r} differently from another analysis")
+                raise RuntimeError(
+                    f"analysis {step.analysis.name} declares statistic {key!r} differently from another analysis"
+                )
     return statistics
-
-
-def make_manifest(
-    context: Context,
-    corpus: Corpus | None,
-    sampler: Sampler | None,
-    options: dict[str, Any],
-    asked: list[str],
-    command: str,
-    notes: Sequence[str] = (),
-) -> Manifest:
-    """What was run, on what, with what; wall time is left to be filled in."""
-    model = context.model
-    domains: list[DomainSample] = []
-    if corpus is not None and sampler is not None:
-        notes = [*corpus.notes, *notes, *sampler.warnings]
-        counts = zip(corpus.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
-        domains = [
-            DomainSample(name=name, group=corpus.groups.get(name), num_tokens=int(tokens), num_documents=int(documents))
-            for name, tokens, documents in counts
-        ]
-    return Manifest(
-        command=command,
-        moescope_version=importlib.metadata.version("moescope"),
-        torch_version=importlib.metadata.version("torch"),
-        transformers_version=importlib.metadata.version("transformers"),
-        model=model.name,
-        revision=model.revision,
-        family=model.family,
-        config_hash=model.config_hash,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(model.device),
-        corpus=corpus.name if corpus is not None else None,
-        corpus_fingerprint=corpus.fingerprint if corpus is not None else None,
-        domains=domains,
-        num_tokens=context.num_tokens,
-        seed=context.seed,
-        layers=list(context.layers),
-        num_experts=model.num_experts,
-        num_experts_per_token=model.num_experts_per_token,
-        analyses=asked,
-        options=options,
-        notes=list(notes),
-        wall_seconds=0.0,
-        peak_memory_bytes=peak_memory_bytes(),
-    )
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

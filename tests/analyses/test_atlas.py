@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import moescope
-from moescope.analyses.atlas import Atlas
+from moescope.analyses.atlas.analysis import Atlas
 from moescope.errors import UsageError
 from moescope.interventions.ablation import Ablation
 from moescope.interventions.atlas import measure_ablations, measure_first_order

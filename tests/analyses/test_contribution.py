@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moescope import capture
-from moescope.analyses.contribution import num_for_half
+from moescope.analyses.contribution.analysis import num_for_half
 from moescope.corpora import Corpus, Sampler
 from moescope.models import MoEModel
 from moescope.run import Run

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moescope.analyses.labels import labels
-from moescope.statistics.resampling import halves
-from moescope.statistics.token_sample import SampledTokens
+from moescope.analyses.profile.labels import labels
+from moescope.measures.resampling import halves
+from moescope.statistics.samples.tokens import SampledTokens
 
 DOMAINS = ["law", "statutes", "verse", "code"]
 GROUPS = {"law": "formal", "statutes": "formal", "verse": "prose", "code": "code"}

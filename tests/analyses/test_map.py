@@ -11,14 +11,14 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 from moescope import capture
-from moescope.analyses.map import Map
-from moescope.analyses.map_figures import apart
-from moescope.analyses.projection import comparable, project
+from moescope.analyses.map.analysis import Map
+from moescope.analyses.map.figures import apart
+from moescope.analyses.map.projection import comparable, project
 from moescope.corpora import Corpus
 from moescope.errors import MoescopeWarning, UsageError
 from moescope.models import MoEModel, load_model
 from moescope.run import Run
-from moescope.statistics.output_sample import OutputSample
+from moescope.statistics.samples.outputs import OutputSample
 from tests.analyses.runs import small_corpus, tiny_model
 from tests.families import build, save
 

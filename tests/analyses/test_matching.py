@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moescope.analyses.matching import JOINED, Neurons, cosines_of_rows, effective_rank
+from moescope.analyses.weights.matching import JOINED, Neurons, cosines_of_rows, effective_rank
 from moescope.models import load_model
 from tests.families import build, save
 

@@ -14,10 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 import moescope
-from moescope.analyses import profile_figures
-from moescope.analyses.profile import FOLDER, INDEX, LINES, Profile
-from moescope.analyses.profile_records import ProfileMaker
-from moescope.analyses.profile_schema import Context, ExpertProfile, json_schema
+from moescope.analyses.profile import figures as profile_figures
+from moescope.analyses.profile.analysis import FOLDER, INDEX, LINES, Profile
+from moescope.analyses.profile.records import ProfileMaker
+from moescope.analyses.profile.schema import Context, ExpertProfile, json_schema
 from moescope.errors import UsageError
 from tests.analyses.runs import NUM_TOKENS, routings_of, small_corpus, tiny_model
 

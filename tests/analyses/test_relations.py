@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.stats import spearmanr
 
 import moescope
-from moescope.analyses.relations import RELATIONS, Relation, figure, frames, relate
+from moescope.analyses.relations.analysis import RELATIONS, Relation, figure, frames, relate
 from tests.analyses.runs import small_corpus, tiny_model
 
 

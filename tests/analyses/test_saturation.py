@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from moescope.analyses.saturation import SaturationRun, saturation, source_of
+from moescope.analyses.saturation.analysis import SaturationRun, saturation, source_of
 from moescope.corpora import Corpus
 from moescope.errors import ModelError, UsageError
 from moescope.models import load_model

@@ -10,16 +10,16 @@ import torch
 
 import moescope
 from moescope.analyses.base import Context
-from moescope.analyses.expert_runs import redrawn, redrawn_experts, trained
-from moescope.analyses.similarity import Similarity
-from moescope.analyses.similarity_figures import clustered
+from moescope.analyses.similarity.expert_runs import redrawn, redrawn_experts, trained
+from moescope.analyses.similarity.analysis import Similarity
+from moescope.analyses.similarity.figures import clustered
 from moescope.corpora import Corpus, Sampler
 from moescope.errors import MoescopeWarning, UsageError
 from moescope.models import MoEModel, load_model
 from moescope.models.weights import expert_weights
 from moescope.one_pass import feed
 from moescope.run import Run
-from moescope.statistics.inputs_sample import LayerInputs
+from moescope.statistics.samples.inputs import LayerInputs
 from tests.analyses.runs import small_corpus, tiny_model
 from tests.families import FAMILIES, build, save
 from tests.statistics.test_cka import all_pairs, debiased_cka, deconfounded_cka, linear_cka, unbiased_hsic

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import moescope
-from moescope.analyses.matching import Neurons
-from moescope.analyses.weights import Weights
+from moescope.analyses.weights.matching import Neurons
+from moescope.analyses.weights.analysis import Weights
 from moescope.corpora import Corpus
 from moescope.errors import MoescopeWarning, UsageError
 from moescope.models import MoEModel, load_model
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 from moescope.report.page import render
 from moescope.results import Manifest
 from moescope.run import Run
@@ -144,7 +144,7 @@ def test_a_sample_of_pairs(model: MoEModel) -> None:
 
 
 def test_what_would_take_long_is_sampled_and_said_so(model: MoEModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moescope.analyses.weights.MOST_WORK", 7.5 * 6 * model.model_width * model.expert_width**2)
+    monkeypatch.setattr("moescope.analyses.weights.analysis.MOST_WORK", 7.5 * 6 * model.model_width * model.expert_width**2)
     with pytest.warns(MoescopeWarning, match=r"7 of the 28 pairs .* --pairs"):
         table = moescope.capture(model, None, ["weights"], layers=[0]).tables["weights"]
     assert table["num_pairs_matched"].values.tolist() == [7]

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 
 
 def test_an_expert_is_ablated_beside_its_controls(moescope, here, tiny, shelf):

@@ -7,7 +7,7 @@ import pytest
 
 from moescope import analyses
 from moescope.cli.thesis import METRICS, router_metrics
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 
 
 @pytest.fixture

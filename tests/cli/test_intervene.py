@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from moescope.cli import thesis
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 
 PROMPT = "the court of appeal"
 KL_COLUMNS = {"change", "value", "position", "token", "kl", "control_kl_median", "control_kl_low", "control_kl_high"}

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from moescope.cli.thesis import dim_reduc
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from moescope.analyses.profile_schema import ExpertProfile
+from moescope.analyses.profile.schema import ExpertProfile
 from moescope.cli.profile import lines
 from moescope.cli.thesis import profiles
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 from tests import families
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from moescope.cli.thesis import sim
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 
 
 @pytest.fixture

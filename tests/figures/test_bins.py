@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moescope.figures.bins import densities
-from moescope.statistics.histogram import LinearAxis, LogAxis
+from moescope.measures.histogram import LinearAxis, LogAxis
 
 
 def padded(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

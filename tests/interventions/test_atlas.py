@@ -11,7 +11,7 @@ from moescope.interventions import Ablate, intervening
 from moescope.interventions.ablation import Ablation
 from moescope.interventions.atlas import Documents, batches_of, domain_means, measure_ablations, measure_first_order
 from moescope.models import load_model
-from moescope.statistics.text_sample import SampledDocument, TextSample
+from moescope.statistics.samples.texts import SampledDocument, TextSample
 from tests.families import build, save, tokenizer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 from moescope.results import DomainSample, Manifest, ResultsFolder
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from moescope.errors import ResultsError
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 from moescope.report.page import PAGE, render, spark, write
 from moescope.report.words import caption, known
 from moescope.results import DomainSample

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moescope.report.views import number, percent, view_figure, view_table
+from moescope.report.views import view_figure, view_table
+from moescope.results.text import number, percent
 from tests.report.folders import png
 
 

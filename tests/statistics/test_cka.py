@@ -11,10 +11,10 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from moescope.statistics import cka
-from moescope.statistics.cka import HSIC, MinibatchHSIC, hsic, minibatches
-from moescope.statistics.cka_exact import OutputsFile, exact_hsic
-from moescope.statistics.jackknife import interval
+from moescope.measures import cka
+from moescope.measures.cka import HSIC, MinibatchHSIC, hsic, minibatches
+from moescope.measures.cka_exact import OutputsFile, exact_hsic
+from moescope.measures.jackknife import interval
 
 NUM_GROUPS = 6
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from moescope.corpora import Sampler
 from moescope.models import load_model
 from moescope.one_pass import feed
-from moescope.statistics.contexts import NO_TOKEN, TopContexts
+from moescope.statistics.samples.contexts import NO_TOKEN, TopContexts
 from tests.analyses.runs import small_corpus
 from tests.contracts.statistics_cases import LAYERS, NUM_EXPERTS, outputs_of
 from tests.families import build, save

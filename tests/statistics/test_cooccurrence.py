@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from moescope.errors import UsageError
 from moescope.statistics.cooccurrence import ExpertCooccurrence
-from moescope.statistics.independence import pair_probabilities
+from moescope.measures.independence import pair_probabilities
 from tests.records import random_batch, random_routings
 
 LAYERS = [1, 4, 5]

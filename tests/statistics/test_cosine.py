@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moescope.statistics.cosine import CosineSums
+from moescope.measures.cosine import CosineSums
 
 
 def plain(outputs: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr, t
 
-from moescope.statistics.expert_correlation import correlate_experts, pooled, spearman
+from moescope.measures.correlation import correlate_experts, pooled, spearman
 
 
 def symmetric(generator: np.random.Generator, num_experts: int, own: float) -> NDArray:

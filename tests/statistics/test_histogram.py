@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moescope.statistics.histogram import LinearAxis, LogAxis, count, lower_edges, merge_bins, moments, quantiles
+from moescope.measures.histogram import LinearAxis, LogAxis, count, lower_edges, merge_bins, moments, quantiles
 
 AXES = [LinearAxis(-4.0, 4.0, 128, closed=False), LogAxis(-6, 2, 16), LogAxis(-20, 0, 1)]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moescope.statistics.margins import SelectionMargins
-from moescope.statistics.resampling import halves, sample_hashes
-from moescope.statistics.token_sample import TokenSample
+from moescope.measures.resampling import halves, sample_hashes
+from moescope.statistics.samples.tokens import TokenSample
 from tests.records import random_batch, random_routings
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from moescope.statistics.neighbours import MIN_DOCUMENTS, nearest, recovery, vote
+from moescope.measures.neighbors import MIN_DOCUMENTS, nearest, recovery, vote
 
 
 def cloud(num_points: int = 300, num_labels: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from sklearn import metrics
 from sklearn.metrics.cluster import expected_mutual_information as expected_by_sklearn
 
 from moescope.errors import UsageError
-from moescope.statistics.independence import expected_mutual_information
+from moescope.measures.independence import expected_mutual_information
 from moescope.statistics.paths import ExpertPaths
 from tests.golden import golden
 from tests.records import random_batch, random_routings

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from moescope.statistics import resampling
+from moescope.measures import resampling
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 MASK = 2**64 - 1

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moescope.errors import UsageError
-from moescope.statistics.text_sample import TextSample
+from moescope.statistics.samples.texts import TextSample
 from tests.records import random_batch, random_routings
 
 DOMAINS = ["alpha", "beta", "gamma"]

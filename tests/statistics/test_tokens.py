@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moescope.errors import UsageError
-from moescope.statistics.independence import expected_maximum_share, expected_minimum_sum
+from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
 from moescope.statistics.tokens import TokenUsage
 from tests.golden import golden
 from tests.records import VOCAB_SIZE, random_batch, random_routings

@@ -11,8 +11,8 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 
 from moescope.errors import UsageError
-from moescope.statistics import resampling
-from moescope.statistics import usage_measures as measures
+from moescope.measures import resampling
+from moescope.measures import usage as measures
 from moescope.statistics.usage import ExpertUsage
 from tests.records import batch_of_documents, random_batch, random_routings
 

@@ -1,84 +1,63 @@
 """What an analysis is: the statistics it needs, the table it makes of them, the figures it draws of the table.
 
-A new question is one new file in this folder with one `Analysis` subclass; `analyses.find` discovers it, and the
-command line, the report and the Python API have it.
+A new question is a folder beside this file and a line in `registry`; the command line, the report and the Python API
+have it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
     import numpy as np
     import pandas as pd
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from moescope.context import Context
     from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
 
-_Result = TypeVar("_Result")
+Drawing = tuple[str, "Callable[[], Figure]"]
+"""A figure's file name without suffix, and what draws it."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a run is about: everything an analysis may need to know beside its statistics.
+class Given:
+    """What the run hands to an analysis beside the statistics.
 
     Attributes:
-        model: The model looked into (facts, tokenizer, device).
-        layers: The MoE layers looked at, decoder block indices, ascending.
-        domains: The corpus' domains, in order; index is `domain_id`.
-        groups: Group of each domain (prose, reference, ...); empty where the corpus has none.
-        corpus_name: Name of the corpus, for captions.
-        num_tokens: Tokens asked for (before the pass) or counted (after it).
-        seed: The run's seed.
-        predictions: Whether the whole depth runs and predicted tokens are known.
-        corpus_fingerprint: Hash of the corpus.
+        measured: What its `measure` returned; None where it has none.
+        tables: The tables of the analyses it needs, by name; those that could not be made are missing.
+        refused: Why one that it needs could not be made, by name.
     """
 
-    model: MoEModel
-    layers: Sequence[int]
-    domains: Sequence[str]
-    groups: Mapping[str, str]
-    corpus_name: str
-    num_tokens: int
-    seed: int
-    predictions: bool
-    corpus_fingerprint: str = ""
-    _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def once(self, key: str, compute: Callable[[], _Result]) -> _Result:
-        """What several analyses of a run need and is dear to compute: computed by the first that asks for `key`.
-
-        The key says all that the result depends on beside the run itself.
-        """
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
+    measured: Any = None
+    tables: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Analysis(ABC):
     """One question about a model.
 
-    One that has options is a frozen dataclass, each option a field with a default; what it is by default is what the
-    report shows.
+    One that has options is a frozen dataclass and inherits from that of its options; each option is a field with a
+    default.
+
+    A run calls, in this order: `check`, `needs` and `statistics` before any text is read; `measure` once it was read,
+    while the model is at hand; then `table`, which runs no model. Nothing that `frames`, `arrays`, `files` or `figures`
+    do changes the table.
 
     Class attributes:
         name: The command's name and the key in `run.tables`.
-        summary: One line for `--help`.
-        about: What the question is about: the "router", the "experts", or "causes".
         min_domains: Fewest domains it makes sense for.
         needs_text: Whether anything of it comes from text; False for questions about weights alone.
         needs_whole_depth: Its command loads the whole model, whatever layers are looked at.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
-    about: ClassVar[str] = "router"
     min_domains: ClassVar[int] = 1
     needs_text: ClassVar[bool] = True
     needs_whole_depth: ClassVar[bool] = False
@@ -88,6 +67,10 @@ class Analysis(ABC):
         """Its options by name, for the manifest."""
         return asdict(self) if is_dataclass(self) and not isinstance(self, type) else {}
 
+    def answers(self, other: Analysis) -> bool:
+        """Whether this analysis' table holds all that `other`'s would."""
+        return type(self) is type(other) and self.options == other.options
+
     def check(self, context: Context) -> None:  # noqa: B027 (most questions can always be asked)
         """Refuses what can't be answered, before any text is read.
 
@@ -96,23 +79,31 @@ class Analysis(ABC):
                 analysis is then left out and the run's notes say why.
         """
 
+    def needs(self, context: Context) -> Mapping[str, Analysis]:
+        """Other analyses whose tables it draws on, by name; the run makes each once and hands it to `table`."""
+        return {}
+
     @abstractmethod
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """The accumulators it needs, empty, on the model's device.
+        """The accumulators it needs itself, empty, on the model's device.
 
         Analyses of one run share a statistic if they give it the same key, type and parameters.
         """
 
+    def measure(self, model: MoEModel, statistics: Mapping[str, Statistic], context: Context) -> Any:
+        """What takes the model after the pass (running it again, reading its weights), for `table`."""
+        return None
+
     @abstractmethod
-    def table(self, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
-        """Labelled numbers, with `units` and `definition` in each variable's attrs."""
+    def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
+        """Labelled numbers, with `units` and `definition` in each variable's attrs; from what it is given alone."""
 
     @abstractmethod
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """The table as rows: file name without suffix -> frame; column names are the glossary's."""
 
     def arrays(self, table: xr.Dataset, context: Context) -> dict[str, dict[str, np.ndarray]]:
-        """What would be silly as rows (matrices of experts by experts): file name without suffix -> named arrays."""
+        """Matrices of experts by experts and the like: file name without suffix -> named arrays."""
         return {}
 
     def files(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, str]]:
@@ -120,5 +111,5 @@ class Analysis(ABC):
         yield from ()
 
     @abstractmethod
-    def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:
-        """Figures by file name without suffix, drawn from the table alone."""
+    def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
+        """Figures by file name without suffix, each with what draws it from the table alone."""

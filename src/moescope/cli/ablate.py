@@ -52,7 +52,7 @@ def ablate(
     quieten(verbose=options.verbose, downloads=may_download(options))
     started = time.perf_counter()
     with working("starting"):
-        from moescope.analyses.ablation import ablate as measure
+        from moescope.analyses.ablation.analysis import ablate as measure
         from moescope.results import ResultsFolder
         from moescope.run import make_manifest
 

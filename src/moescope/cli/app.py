@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from cyclopts import App, Group, Parameter
 
 import moescope
-from moescope import analyses
-from moescope.cli.ablate import ablate
-from moescope.cli.atlas import atlas
-from moescope.cli.capture import run_analyses
-from moescope.cli.info import info
-from moescope.cli.intervene import intervene
-from moescope.cli.map import map_outputs
-from moescope.cli.options import CaptureOptions
-from moescope.cli.profile import profile
-from moescope.cli.report import report
-from moescope.cli.saturation import saturation
-from moescope.cli.similarity import similarity
-from moescope.cli.weights import weights
-from moescope.report import words
+from moescope.analyses import registry
 
-LOOK = Group.create_ordered("Look at a model")
-EVERYTHING = Group.create_ordered("Ask everything at once")
+MODEL = Group.create_ordered("Model")
+REPORT = Group.create_ordered("Report")
 QUESTIONS = {
-    "router": Group.create_ordered("Ask the router"),
-    "experts": Group.create_ordered("Ask the experts"),
-    "causes": Group.create_ordered("Ask for causes"),
+    "routing": Group.create_ordered("Routing"),
+    "experts": Group.create_ordered("Experts"),
+    "causes": Group.create_ordered("Causal effects"),
+    "checkpoints": Group.create_ordered("Training checkpoints"),
 }
-TRAINING_RUN = Group.create_ordered("Compare a model with its past")
-OTHER = Group.create_ordered("Also")
+CAUSES = QUESTIONS["causes"]
+GLOBAL = Group.create_ordered("Global options")
 
-# Analyses whose command has options of its own; the others have theirs without more ado.
-OWN_COMMANDS: dict[str, Callable[..., None]] = {
-    "atlas": atlas,
-    "map": map_outputs,
-    "similarity": similarity,
-    "profile": profile,
-    "weights": weights,
-}
+OWN_MODULES = ("info", "report", "profile", "ablate", "saturation", "intervene")
+"""Commands that are more than a question's options; each has a file of its name beside this one."""
 
 HELP = """Look into a Mixture-of-Experts language model: how its router decides, what each expert does, whether experts
 specialize.
@@ -55,17 +35,19 @@ EPILOGUE = """Examples:
 
 
 def build() -> App:
-    """The application with all its commands; a new file in `analyses` has its command without more ado."""
+    """The application with all its commands, each imported when it is run: `moescope --help` reads none of them."""
     app = new_app("moescope", HELP)
     app.help_epilogue = EPILOGUE
-    app.command(info, group=LOOK, help_epilogue="")
-    app.command(report, group=EVERYTHING, help_epilogue="")
-    for name, entry in analyses.entries().items():
-        command = OWN_COMMANDS.get(name) or _question(name, entry.summary)
-        app.command(command, name=name, group=QUESTIONS[entry.about], help_epilogue="")
-    app.command(ablate, group=QUESTIONS["causes"], help_epilogue="")
-    app.command(intervene, group=QUESTIONS["causes"], help_epilogue="")
-    app.command(saturation, group=TRAINING_RUN, help_epilogue="")
+    commands = [
+        ("info", "Show a model's architecture and router.", MODEL),
+        ("report", "Answer every question in one pass and write a page about it.", REPORT),
+        *((entry.name, entry.summary, QUESTIONS[entry.group]) for entry in registry.entries()),
+        *((entry.name, entry.summary, QUESTIONS[entry.group]) for entry in registry.entries("comparison")),
+        ("intervene", "Intervention: what scaling or ablating experts does to the next tokens of a prompt.", CAUSES),
+    ]
+    for name, summary, group in commands:
+        module = name if name in OWN_MODULES else "questions"
+        app.command(f"moescope.cli.{module}:{name}", name=name, help=summary, group=group, help_epilogue="")
     return app
 
 
@@ -76,31 +58,10 @@ def new_app(name: str, text: str) -> App:
         help=text,
         help_format="markdown",
         version=moescope.__version__,
-        default_parameter=Parameter(negative_iterable=()),
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
         # Ctrl-C is handled where all errors are.
         suppress_keyboard_interrupt=False,
     )
     for flag in ("--help", "--version"):
-        app[flag].group = (OTHER,)
+        app[flag].group = (GLOBAL,)
     return app
-
-
-def _question(name: str, summary: str) -> Callable[..., None]:
-    def command(*, options: CaptureOptions | None = None) -> None:
-        run_analyses([name], options or CaptureOptions(), command=name)
-
-    command.__name__ = name
-    command.__doc__ = f"{summary}\n\n{explanation([name])}"
-    return command
-
-
-def explanation(names: list[str]) -> str:
-    """What the commands of these analyses write, and what their numbers mean, for a help page."""
-    lines = [
-        "Runs the text through the model once and writes tables (.csv, .parquet), figures (.pdf, .png), the counts "
-        "behind them and a manifest to the folder --out.",
-        "A layer has E experts to choose from; its router selects K of them for each token.",
-    ]
-    for name in names:
-        lines += [f"**{term}**: {text}" for term, text in words.definitions(name).items()]
-    return "\n\n".join(lines)

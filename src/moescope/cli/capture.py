@@ -148,7 +148,7 @@ def summarise(path: Path) -> None:
     from rich.text import Text
 
     from moescope.report.findings import find
-    from moescope.report.folder import Results
+    from moescope.results.reading import Results
     from moescope.report.keynumbers import per_layer
 
     results = Results.read(path)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from moescope.cli.capture import load, may_download
 from moescope.cli.options import OUTPUT, InfoOptions
 from moescope.cli.terminal import quieten, say, show
-from moescope.report.views import number
+from moescope.results.text import number
 
 if TYPE_CHECKING:
     from moescope.models import MoEModel

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import Group, Parameter, validators
 
@@ -23,16 +23,25 @@ Count = Annotated[int | None, Parameter(validator=AT_LEAST_ONE, group=MODEL)]
 Name = Annotated[str | None, Parameter(group=TEXT)]
 
 
-def one_of(*words: str, group: Group) -> Parameter:
-    """An option that is one of some words, whichever of their letters are capital."""
+def is_choice(kind: Any) -> bool:
+    """Whether a type is one of some words, or such and None."""
+    return all(part is type(None) or get_origin(part) is Literal for part in get_args(kind) or [kind]) or (
+        get_origin(kind) is Literal
+    )
+
+
+def choice_of(kind: Any) -> Callable[[Any, Sequence[Token]], str]:
+    """Reads one of a type's words, whichever of their letters are capital."""
+    literals = [kind] if get_origin(kind) is Literal else [part for part in get_args(kind) if part is not type(None)]
+    choices = [word for literal in literals for word in get_args(literal)]
 
     def convert(_: Any, tokens: Sequence[Token]) -> str:
         given = tokens[0].value
-        if given.lower() not in words:
-            raise ValueError(f"{given} is none of {', '.join(words)}")
+        if given.lower() not in choices:
+            raise ValueError(f"{given} is none of {', '.join(choices)}")
         return given.lower()
 
-    return Parameter(converter=convert, group=group)
+    return convert
 
 
 @Parameter(name="*")
@@ -140,7 +149,7 @@ class DepthOptions:
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class Loudness:
+class Verbosity:
     """How much the terminal is told."""
 
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="", show_default=False, group=OUTPUT)] = False
@@ -152,29 +161,32 @@ class Loudness:
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class InfoOptions(Loudness, ModelOptions):
+class InfoOptions(Verbosity, ModelOptions):
     """What `info` can be told."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class WeightsOptions(Loudness, OutputOptions, ModelOptions):
-    """What a look at weights alone can be told."""
+class WeightsOptions(Verbosity, OutputOptions, ModelOptions):
+    """Options of a run that reads no text."""
+
+    seed: Annotated[int, Parameter(group=RUN)] = 0
+    """Seed of what is drawn at random: the sample of pairs, the random directions of baselines."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class InterveneOptions(Loudness, OutputOptions, ModelChoice):
+class InterveneOptions(Verbosity, OutputOptions, ModelChoice):
     """What an intervention on a prompt can be told beside the prompt and the changes."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class CaptureOptions(Loudness, DepthOptions, RunOptions, TextOptions, ModelOptions):
+class CaptureOptions(Verbosity, DepthOptions, RunOptions, TextOptions, ModelOptions):
     """What a run of text through a model can be told."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class CompareOptions(Loudness, RunOptions, TextOptions, ModelOptions):
+class CompareOptions(Verbosity, RunOptions, TextOptions, ModelOptions):
     """What a comparison of models on the same text can be told."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from moescope.analyses.base import Analysis
-    from moescope.analyses.profile_schema import ExpertProfile
+    from moescope.analyses.profile.schema import ExpertProfile
 
 WHO = Group.create_ordered("Which experts")
 MOST_SHOWN = 4
@@ -76,7 +76,7 @@ def profile(
     chosen = tuple(dict.fromkeys(expert)) if expert is not None else None
 
     def asked() -> list[Analysis]:
-        from moescope.analyses.profile import Profile
+        from moescope.analyses.profile.analysis import Profile
 
         return [Profile(experts=chosen, num_contexts=contexts, neighbours=neighbours, effects=effects)]
 
@@ -85,8 +85,8 @@ def profile(
 
 def summarise(folder: Path) -> None:
     """Prints the profiles of a folder that were asked for one by one."""
-    from moescope.analyses.profile import FOLDER
-    from moescope.analyses.profile_schema import ExpertProfile
+    from moescope.analyses.profile.analysis import FOLDER
+    from moescope.analyses.profile.schema import ExpertProfile
 
     files = sorted((folder / FOLDER).glob("L*.json"))
     for file in files[:MOST_SHOWN]:
@@ -101,7 +101,7 @@ def lines(profile: ExpertProfile) -> list[Text]:
     """A profile in a few lines. `Text` holds text: nothing in a token is taken for markup."""
     from rich.text import Text
 
-    from moescope.report.views import number, percent
+    from moescope.results.text import number, percent
 
     usage, label = profile.usage, profile.label
     made = [Text(f"Expert {profile.expert} of layer {profile.layer} · {profile.model.name}", style="bold")]

@@ -47,7 +47,7 @@ def saturation(
     quieten(verbose=options.verbose, downloads=may_download(options))
     started = time.perf_counter()
     with working("starting"):
-        from moescope.analyses.saturation import saturation as compare
+        from moescope.analyses.saturation.analysis import saturation as compare
         from moescope.results import ResultsFolder
         from moescope.run import make_manifest
 

@@ -183,22 +183,6 @@ class StyledFigure(Figure):
         super().savefig(fname, **kwargs)
 
 
-class CaptionContext(Protocol):
-    """What the small print needs to know; `moescope.analyses.base.Context` has it."""
-
-    @property
-    def model(self) -> Any:
-        """Has a `name`."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens counted."""
-
-    @property
-    def corpus_name(self) -> str:
-        """Name of the corpus."""
-
-
 @styled
 def figure(
     width: Literal["column", "page"] = "column",
@@ -234,21 +218,17 @@ def height_for(num_rows: int, per_row: float = 0.135, around: float = 0.65) -> f
 
 
 @styled
-def caption(fig: Figure, context: CaptionContext, note: str = "") -> None:
-    """Writes the small print below the figure: "model · n tokens · corpus", then `note`; the figure grows by it.
-
-    Where no token was counted (of weights alone), neither tokens nor corpus are named.
+def caption(fig: Figure, about: str, note: str = "") -> None:
+    """Writes the small print below the figure: what it is about, then `note`; the figure grows by it.
 
     Args:
         fig: A figure of `figure`.
-        context: Names model, tokens, corpus.
+        about: Model, tokens and corpus, as `Context.caption` has them.
         note: What else a reader must know to use the numbers, e.g. "bands: 5-95 % of tokens".
     """
-    sample = f" · {context.num_tokens:,} tokens · {context.corpus_name}" if context.num_tokens else ""
-    words = f"{context.model.name}{sample}"
     inches, height = (float(size) for size in fig.get_size_inches())
     characters = int(inches * 72 / (PRINT_FONT_SIZE * 0.58))  # 0.58 em: DejaVu Sans' mean advance, rounded up
-    lines = textwrap.wrap(f"{words} · {note}" if note else words, characters) or [""]
+    lines = textwrap.wrap(f"{about} · {note}" if note else about, characters) or [""]
     room = (len(lines) * PRINT_FONT_SIZE * 1.25 + 4) / 72
     height += room
     fig.set_size_inches(inches, height)

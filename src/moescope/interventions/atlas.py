@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.measures.constants import MIN_DOCUMENTS, NUM_BOOTSTRAP
 from moescope.corpora.packing import Batch, Window, lay_out, pack
 from moescope.corpora.tokenizing import TextEncoder
 from moescope.interventions.ablation import Ablation, ablation_effects, check_ablations
 from moescope.interventions.gradient import first_order_effects
-from moescope.statistics.resampling import poisson_weights
+from moescope.measures.resampling import poisson_weights
 
 if TYPE_CHECKING:
     from moescope.models import MoEModel
-    from moescope.statistics.text_sample import SampledDocument
+    from moescope.statistics.samples.texts import SampledDocument
 
 Floats = NDArray[np.float64]
 
-MIN_DOCUMENTS = 10
-"""Fewest documents an interval is given for."""
-NUM_BOOTSTRAP = 400
 GRADIENT_TOKENS = 2048
 """Padded tokens of a batch of the gradient method: it keeps the activations of all layers."""
 INTERVAL = f"95 % interval, Poisson bootstrap over documents, {NUM_BOOTSTRAP} replicates"

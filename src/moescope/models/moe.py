@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from moescope.context import ModelInfo
 from moescope.errors import ModelError, UsageError
 from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
@@ -224,19 +225,35 @@ class MoEModel:
         ]
         return torch.stack(outputs)
 
+    @property
+    def info(self) -> ModelInfo:
+        """Facts of the model as it is now, for those who answer questions without it."""
+        return ModelInfo(
+            name=self.name,
+            revision=self.revision,
+            family=self.family,
+            config_hash=self.config_hash,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            num_experts=self.num_experts,
+            num_experts_per_token=self.num_experts_per_token,
+            num_shared_experts=self.num_shared_experts,
+            model_width=self.model_width,
+            expert_width=self.expert_width,
+            vocab_size=self.vocab_size,
+            scoring=self.router.scoring,
+            selects_by=self.router.selects_by,
+            complete=self.complete,
+            tokenizer=self._tokenizer,
+        )
+
     def check_experts(self, experts: Sequence[int] | None) -> list[int]:
         """Experts to look at, in the order given; None means all.
 
         Raises:
             UsageError: An expert that does not exist.
         """
-        if experts is None:
-            return list(range(self.num_experts))
-        unknown = [expert for expert in experts if not 0 <= expert < self.num_experts]
-        if unknown or not experts:
-            what = f"{self.name} has no expert {', '.join(map(str, unknown))}" if unknown else "no expert was asked for"
-            raise UsageError(what, expected=f"experts 0-{self.num_experts - 1}, counted from 0")
-        return [int(expert) for expert in experts]
+        return self.info.check_experts(experts)
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Layers to look at, ascending, each once; None means all that are loaded.

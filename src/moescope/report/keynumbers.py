@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moescope.report.views import number, percent
+from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moescope.report.folder import Results
+    from moescope.results.reading import Results
 
 ALL = "all"
 """The domain of rows that pool the tokens of all domains."""

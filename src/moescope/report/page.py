@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.report.findings import find
-from moescope.report.folder import Results
+from moescope.results.reading import Results
 from moescope.report.keynumbers import per_layer
 from moescope.report.sections import sections
 from moescope.report.specialists import specialists
-from moescope.report.views import Cell, TableView, number
+from moescope.report.views import Cell, TableView
+from moescope.results.text import number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

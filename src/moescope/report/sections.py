@@ -10,7 +10,7 @@ from moescope.report import words
 from moescope.report.views import FigureView, TableView, view_figure, view_table
 
 if TYPE_CHECKING:
-    from moescope.report.folder import Results
+    from moescope.results.reading import Results
 
 ELSE = "other"
 RELATIONS = "relations"

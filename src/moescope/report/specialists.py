@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moescope.report.findings import best_of_domains
-from moescope.report.views import number, percent
+from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
-    from moescope.report.folder import Results
+    from moescope.results.reading import Results
 
 AXIS_WIDTH = 300
 MOST_ROWS = 24

@@ -59,7 +59,7 @@ class Statistic(ABC):
     def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
         """Adds `increment` to `state[name][at]`: the one way that state ever changes.
 
-        A statistic whose state is not all sums (`moescope.statistics.sample`) overrides this.
+        A statistic whose state is not all sums (`moescope.statistics.samples.base`) overrides this.
         """
         # Records may come from another device than the state: a statistic kept on the CPU, a model on a GPU.
         self.state[name][at] += increment.to(self.state[name])

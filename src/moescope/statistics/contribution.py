@@ -13,8 +13,8 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.jackknife import NUM_GROUPS, interval
-from moescope.statistics.resampling import groups
+from moescope.measures.jackknife import NUM_GROUPS, interval
+from moescope.measures.resampling import groups
 
 _CHUNK_BYTES = {"cpu": 2**20}
 """Outputs brought into the tokens' order at a time; on a CPU, what its caches hold."""

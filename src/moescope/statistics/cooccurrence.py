@@ -13,7 +13,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.independence import pair_probabilities
+from moescope.measures.independence import pair_probabilities
 
 
 class ExpertCooccurrence(Statistic):
@@ -89,7 +89,7 @@ class ExpertCooccurrence(Statistic):
         """Co-activation, lift and token overlap of every pair of experts, beside independent routing's values.
 
         Independent routing: every token draws K distinct experts with the layer's selection frequencies and no other
-        structure; see `moescope.statistics.independence.pair_probabilities`. Its `N_ij` is the expected one, put into
+        structure; see `moescope.measures.independence.pair_probabilities`. Its `N_ij` is the expected one, put into
         the same formulas; at the same `N_i` and `N_j`.
 
         Returns:

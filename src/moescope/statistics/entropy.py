@@ -25,7 +25,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
+from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -14,7 +14,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.independence import expected_mutual_information
+from moescope.measures.independence import expected_mutual_information
 
 # P counts pairs of consecutive layers looked at: one less than layers.
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.jackknife import NUM_GROUPS, interval
-from moescope.statistics.resampling import groups
+from moescope.measures.jackknife import NUM_GROUPS, interval
+from moescope.measures.resampling import groups
 
 _CHUNK_BYTES = 64 * 2**20
 

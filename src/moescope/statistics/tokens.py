@@ -13,7 +13,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.independence import expected_maximum_share, expected_minimum_sum
+from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
 
 Reading = Literal["input", "predicted", "next"]
 Ranks = Literal["all", "first"]
@@ -172,7 +172,7 @@ class TokenUsage(Statistic):
 
         The average is over token types with `N_x >= min_count`. Independent routing: each expert takes each
         occurrence with its layer frequency `N_e / N`, so `N_xe` is Binomial(N_x, N_e / N); see
-        `moescope.statistics.independence.expected_maximum_share`.
+        `moescope.measures.independence.expected_maximum_share`.
 
         Returns:
             By `layer`: vocabulary_specialization, vocabulary_specialization_independent, num_types (averaged over),

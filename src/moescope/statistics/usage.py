@@ -16,7 +16,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.records import Routing, TokenBatch
 from moescope.statistics.base import Statistic
-from moescope.statistics.resampling import halves, null_labels, poisson_weights
+from moescope.measures.resampling import halves, null_labels, poisson_weights
 
 if TYPE_CHECKING:
     import xarray as xr

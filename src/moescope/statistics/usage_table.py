@@ -8,12 +8,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from moescope.statistics import usage_measures as measures
+from moescope.measures.constants import MIN_DOCUMENTS
+from moescope.measures import usage as measures
 
 if TYPE_CHECKING:
     from moescope.statistics.usage import ExpertUsage
 
-MIN_DOCUMENTS = 10
 """Documents below which an interval says nothing."""
 
 OLMOE = "Muennighoff et al. 2024, OLMoE (arXiv 2409.02060)"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from moescope.statistics.contribution import ExpertContribution
-from moescope.statistics.output_sample import OutputSample
+from moescope.statistics.samples.outputs import OutputSample
 from tests.contracts.statistics_cases import DOMAINS, LAYERS, NUM_EXPERTS, outputs_of, register
 
 WIDTH = 6

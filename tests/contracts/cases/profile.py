@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from moescope.statistics.contexts import TopContexts
+from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.margins import SelectionMargins
-from moescope.statistics.token_sample import TokenSample
+from moescope.statistics.samples.tokens import TokenSample
 from tests.contracts.statistics_cases import LAYERS, NUM_EXPERTS, NUM_EXPERTS_PER_TOKEN, outputs_of, register
 
 SIZES = {"layers": LAYERS, "num_experts": NUM_EXPERTS}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from moescope.statistics.inputs_sample import LayerInputs
+from moescope.statistics.samples.inputs import LayerInputs
 from moescope.statistics.shared_tokens import SharedTokens
 from tests.contracts.statistics_cases import LAYERS, NUM_EXPERTS, NUM_EXPERTS_PER_TOKEN, outputs_of, register
 

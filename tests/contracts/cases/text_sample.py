@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from moescope.statistics.text_sample import TextSample
+from moescope.statistics.samples.texts import TextSample
 from tests.contracts.statistics_cases import DOMAINS, LAYERS, register
 
 SIZES = {"layers": LAYERS, "domains": DOMAINS}

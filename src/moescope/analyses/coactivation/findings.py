@@ -1,0 +1,32 @@
+"""What a run found: coactivation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from moescope.analyses.finding import Finding, count_of, row
+from moescope.results.text import number, percent
+
+if TYPE_CHECKING:
+    from moescope.results.reading import Results
+
+
+
+def _coactivation(results: Results) -> Finding | None:
+    pairs, layers = results.table("coactivation_pairs"), results.table("coactivation")
+    if pairs is None or layers is None or pairs.empty:
+        return None
+    best = row(pairs, pairs["lift"].idxmax())
+    times = number(best["num_together"] / best["num_together_independent"])
+    text = (
+        f"{count_of(best['num_together'], 'token')} of {best['num_tokens']:,} select both, {times} times the "
+        f"{number(best['num_together_independent'])} that independent routing would bring together. Of the tokens of "
+        f"expert {best['expert']}, {percent(best['coactivation'])} select expert {best['other_expert']} too. The "
+        f"highest lift of {int(layers['num_pairs'].sum()):,} pairs, so a description of this sample, not an estimate."
+    )
+    title = f"Experts {best['expert']} and {best['other_expert']} of layer {best['layer']} are selected together"
+    return Finding("coactivation", title, text)
+
+
+FINDINGS: list[Callable[[Results], Finding | None]] = [_coactivation]

@@ -1,0 +1,100 @@
+"""Facts of a run: which model routed, which layers and domains were looked at. No model, nothing that changes.
+
+A question is answered from statistics and these facts alone, so that routing recorded elsewhere can be asked the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moescope.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of the model that routed.
+
+    Attributes:
+        name: As it was asked for.
+        revision: The commit of a hub repository; None for others.
+        family: transformers' `model_type`.
+        config_hash: SHA-256 of the configuration.
+        dtype: Number format computed in, as "float32".
+        device: Where statistics are accumulated.
+        num_experts: E, routed experts of a layer.
+        num_experts_per_token: K.
+        num_shared_experts: Experts of a layer that every token goes through.
+        model_width: M.
+        expert_width: F.
+        vocab_size: V.
+        scoring: "softmax" over all experts, or "sigmoid" of each logit by itself.
+        selects_by: What the K largest are taken of, in words.
+        complete: Whether the whole depth is loaded, so that predictions can be had.
+        tokenizer: The checkpoint's; None where it has none.
+    """
+
+    name: str
+    revision: str | None
+    family: str
+    config_hash: str
+    dtype: str
+    device: str
+    num_experts: int
+    num_experts_per_token: int
+    num_shared_experts: int
+    model_width: int
+    expert_width: int
+    vocab_size: int
+    scoring: str
+    selects_by: str
+    complete: bool
+    tokenizer: Any = field(repr=False, compare=False)
+
+    def check_experts(self, experts: Sequence[int] | None) -> list[int]:
+        """Experts to look at, in the order given; None means all.
+
+        Raises:
+            UsageError: An expert that does not exist.
+        """
+        if experts is None:
+            return list(range(self.num_experts))
+        unknown = [expert for expert in experts if not 0 <= expert < self.num_experts]
+        if unknown or not experts:
+            what = f"{self.name} has no expert {', '.join(map(str, unknown))}" if unknown else "no expert was asked for"
+            raise UsageError(what, expected=f"experts 0-{self.num_experts - 1}, counted from 0")
+        return [int(expert) for expert in experts]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run is about: everything that a question may need to know beside its statistics.
+
+    Attributes:
+        model: The model that routed.
+        layers: The MoE layers looked at, decoder block indices, ascending.
+        domains: The corpus' domains, in order; index is `domain_id`.
+        groups: Group of each domain (prose, reference, ...); empty where the corpus has none.
+        corpus_name: Name of the corpus, for captions; empty where no text was read.
+        num_tokens: Tokens asked for (before the pass) or counted (after it).
+        seed: The run's seed.
+        predictions: Whether the whole depth runs and predicted tokens are known.
+        corpus_fingerprint: Hash of the corpus.
+    """
+
+    model: ModelInfo
+    layers: Sequence[int]
+    domains: Sequence[str]
+    groups: Mapping[str, str]
+    corpus_name: str
+    num_tokens: int
+    seed: int
+    predictions: bool
+    corpus_fingerprint: str = ""
+
+    @property
+    def caption(self) -> str:
+        """Model, tokens and corpus, for the line below a figure; the model alone where no token was counted."""
+        sample = f" · {self.num_tokens:,} tokens · {self.corpus_name}" if self.num_tokens else ""
+        return f"{self.model.name}{sample}"

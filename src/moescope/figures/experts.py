@@ -1,0 +1,183 @@
+"""What figures of experts share: matrices of experts by experts per layer, lines beside independent routing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.lines import Line2D
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
+
+from moescope.figures import caption, charts, style, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+
+
+MOST_PANELS = 20
+MOST_LABELS = 16
+DASHES = (0, (3, 1.5))
+
+
+@styled
+def against_independent(
+    ax: Axes,
+    x: ArrayLike,
+    measured: Mapping[str, ArrayLike],
+    independent: Mapping[str, ArrayLike],
+    *,
+    ylabel: str | None = None,
+    title: str | None = None,
+    xlabel: str = "layer",
+    legend: bool = True,
+) -> None:
+    """Lines over layers, each with its value under independent routing dashed in the same colour."""
+    colours = dict(zip(measured, style.COLOURS, strict=False))
+    for name, values in independent.items():
+        ax.plot(np.asarray(x, float), np.asarray(values, float), color=colours[name], linestyle=DASHES, zorder=1)
+        if np.size(x) == 1:  # a line of one point is none
+            ax.plot(x, values, color=colours[name], marker="_", markersize=8, linestyle="")
+    charts.lines(ax, x, measured, colours=colours, xlabel=xlabel, ylabel=ylabel, title=title, legend=False)
+    ax.set_ylim(bottom=0)
+    if legend:
+        ax.plot([], [], color=style.NEUTRAL, linestyle=DASHES, label="independent routing")
+        charts.legend_above(ax)
+
+
+@styled
+def shared_legend(fig: Figure, names: Sequence[str]) -> None:
+    """One legend above all panels of `against_independent`."""
+    handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in zip(names, style.COLOURS, strict=False)]
+    handles.append(Line2D([], [], color=style.NEUTRAL, linestyle=DASHES, label="independent routing"))
+    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+
+
+def similarity_order(similarity_EE: NDArray[np.floating]) -> list[int]:
+    """Experts in an order that puts similar ones side by side (average linkage, optimal leaf order)."""
+    num_experts = len(similarity_EE)
+    if num_experts < 3:
+        return list(range(num_experts))
+    finite = np.isfinite(similarity_EE)
+    values = np.where(finite, similarity_EE, similarity_EE[finite].min() if finite.any() else 0.0)
+    distance_EE = values.max() - (values + values.T) / 2
+    np.fill_diagonal(distance_EE, 0.0)
+    condensed = squareform(distance_EE, checks=False)
+    tree = hierarchy.linkage(condensed, "average")
+    if num_experts <= 128:
+        tree = hierarchy.optimal_leaf_ordering(tree, condensed)
+    return [int(expert) for expert in hierarchy.leaves_list(tree)]
+
+
+def quantiles_over_pairs(values_LP: NDArray[np.floating]) -> tuple[list[float], list[float], list[float]]:
+    """5 %, median and 95 % of each row, NaN left out."""
+    rows = [values_P[np.isfinite(values_P)] for values_P in values_LP]
+    low, middle, high = (
+        [float(np.quantile(row, share)) if row.size else np.nan for row in rows] for share in (0.05, 0.5, 0.95)
+    )
+    return low, middle, high
+
+
+@styled
+def spread(
+    ax: Axes,
+    x: ArrayLike,
+    low: ArrayLike,
+    middle: ArrayLike,
+    high: ArrayLike,
+    *,
+    name: str,
+    colour: str,
+    dashed: bool = False,
+) -> None:
+    """A line over layers and a band around it; at a single layer a point and a bar."""
+    if np.size(x) == 1:
+        ax.vlines(np.asarray(x) + (0.1 if dashed else 0), low, high, color=colour, alpha=0.4, linewidth=4)
+        ax.plot(np.asarray(x) + (0.1 if dashed else 0), middle, "_" if dashed else "o", color=colour, label=name)
+        ax.set_xlim(np.min(x) - 1, np.max(x) + 1)
+        ax.set_xticks(np.ravel(x))
+        return
+    charts.band(ax, x, low, high, colour=colour)
+    if dashed:
+        ax.plot(x, middle, color=colour, linestyle=DASHES, linewidth=1.1, label=name)
+    else:
+        charts.lines(ax, x, {name: middle}, colours={name: colour}, legend=False)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` positions of `count`, evenly spaced, the first and the last among them."""
+    if count <= most:
+        return list(range(count))
+    return [int(position) for position in np.unique(np.linspace(0, count - 1, most).round())]
+
+
+@styled
+def matrix_panels(
+    matrices: Sequence[NDArray[np.floating]] | NDArray[np.floating],
+    titles: Sequence[str],
+    about: str,
+    *,
+    label: str,
+    labels: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
+    xlabel: str,
+    ylabel: str,
+    vmin: float,
+    vmax: float,
+    centre: float | None = None,
+    note: str = "",
+) -> Figure:
+    """A heat map per layer, all on one colour scale, square cells.
+
+    Args:
+        matrices: (E, E) each, in the order to show them in; NaN is grey.
+        titles: One each.
+        about: Model, tokens and corpus, for the line below.
+        label: Of the colour bar.
+        labels: For each matrix the experts that its rows are, and those that its columns are.
+        xlabel: What columns are.
+        ylabel: What rows are.
+        vmin: Lower end of the colour scale.
+        vmax: Upper end.
+        centre: Value the colours diverge from, if they do.
+        note: For the small print.
+    """
+    shown = evenly(len(matrices), MOST_PANELS)
+    if len(shown) < len(matrices):
+        note = f"{len(shown)} of {len(matrices)} layers shown; {note}"
+    if len(shown) == 1:
+        fig, ax = style.figure("column", 3.1)
+        axes = [ax]
+    else:
+        across = min(len(shown), 4)
+        fig, axes = charts.small_multiples(
+            len(shown), columns=across, panel_height=1.6 if across == 4 else 5.6 / across + 0.2, around=0.4
+        )
+    num_experts = len(matrices[0])
+    for ax, position in zip(axes, shown, strict=True):
+        mesh = charts.heatmap(
+            ax,
+            matrices[position],
+            label=label,
+            rows=labels[0][position],
+            columns=labels[1][position],
+            title=titles[position],
+            vmin=vmin,
+            vmax=vmax,
+            centre=centre,
+            colourbar=False,
+        )
+        ax.set_aspect("equal")
+        if num_experts > MOST_LABELS:  # numbers of reordered experts, thinned out, would say nothing
+            ax.set_xticks([])
+            ax.set_yticks([])
+    charts.panel_colourbar(mesh, axes, label)
+    if len(shown) == 1:
+        charts.label(axes[0], x=xlabel, y=ylabel)
+    else:
+        fig.supxlabel(xlabel)
+        fig.supylabel(ylabel)
+    caption(fig, about, note)
+    return fig

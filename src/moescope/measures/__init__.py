@@ -1,0 +1,1 @@
+"""Pure functions on arrays: nothing else of moescope is imported here."""

@@ -1,0 +1,1 @@
+"""Random samples that merge: of tokens, documents, inputs, outputs and contexts."""
