@@ -2,7 +2,7 @@
 
     python docs/make_families.py [FAMILY ...]
 
-For each family whose modelling file has routed experts it builds a tiny random model of the default configuration,
+For each family whose modeling file has routed experts it builds a tiny random model of the default configuration,
 shrunk, saves it, and asks of moescope what it asks of any checkpoint: `load_model` (with its probe), a pass with
 expert outputs, predictions equal to the family's own, and the same records when only the upper blocks are loaded.
 With names given it only prints what it finds for those.
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from tests.families import FAMILIES, VOCAB_SIZE, build, padded_batch, randomise, save  # noqa: E402
+from tests.families import FAMILIES, VOCAB_SIZE, build, padded_batch, randomize, save  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText  # noqa: E402
 from transformers.models.auto.configuration_auto import (  # noqa: E402
     CONFIG_MAPPING,
@@ -199,7 +199,7 @@ def tried(model_type: str, folder: Path) -> str:
     else:
         config = shrunk(CONFIG_MAPPING[model_type], model_type)
         reference = _auto_class(config).from_config(config).float().eval()
-        randomise(reference, seed=0)
+        randomize(reference, seed=0)
         for name, table in reference.named_buffers():
             if name.endswith("tid2eid"):  # a token's experts, by its id
                 table.copy_(torch.rand(table.shape[0], 8).argsort(1)[:, : table.shape[1]])

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moescope import statistics as statistics
+    from moescope.analyses.intervention.analysis import intervene as intervene
     from moescope.corpora import load_corpus as load_corpus
     from moescope.interventions import Ablate as Ablate
     from moescope.interventions import Replace as Replace
     from moescope.interventions import Scale as Scale
     from moescope.interventions import Set as Set
-    from moescope.interventions import intervene as intervene
     from moescope.interventions import intervening as intervening
     from moescope.models import load_model as load_model
     from moescope.run import Run as Run
@@ -30,7 +30,7 @@ _HOMES = {
     "Replace": "moescope.interventions",
     "Scale": "moescope.interventions",
     "Set": "moescope.interventions",
-    "intervene": "moescope.interventions",
+    "intervene": "moescope.analyses.intervention.analysis",
     "intervening": "moescope.interventions",
 }
 __all__ = [

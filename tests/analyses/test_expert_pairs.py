@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 import moescope
+from moescope.analyses.vocabulary import analysis as vocabulary
 from moescope.corpora import Corpus
+from moescope.models import MoEModel
 from moescope.records import Routing
 from moescope.run import Run
 from tests.analyses.runs import NUM_TOKENS, routings_of, small_corpus, tiny_model
@@ -28,14 +30,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    model = tiny_model(tmp_path_factory.mktemp("model"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> MoEModel:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def run(model: MoEModel, corpus: Corpus) -> Run:
     return moescope.capture(model, corpus, NAMES, NUM_TOKENS, LAYERS, predictions=True)
 
 
 @pytest.fixture(scope="module")
-def records(run: Run, corpus: Corpus) -> list[Routing]:
-    return routings_of(run.context.model, corpus, LAYERS)
+def records(model: MoEModel, corpus: Corpus) -> list[Routing]:
+    return routings_of(model, corpus, LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +54,19 @@ def plain(records: list[Routing]) -> dict[int, list[tuple[int, list[int]]]]:
 
 
 @pytest.fixture(scope="module")
-def frames(run: Run) -> dict[str, pd.DataFrame]:
-    return dict(run.frames())
+def frames(run: Run) -> Mapping[str, pd.DataFrame]:
+    return run.frames
 
 
-def test_files_have_the_names_of_their_analysis(run: Run, frames: dict[str, pd.DataFrame]) -> None:
+def test_files_have_the_names_of_their_analysis(run: Run, frames: Mapping[str, pd.DataFrame]) -> None:
     assert set(frames) == {
         *("vocabulary", "vocabulary_top_tokens", "overlap", "overlap_pairs"),
         *("coactivation", "coactivation_pairs", "paths", "paths_top"),
     }
-    assert {name for name, _ in run.arrays()} == {"overlap", "coactivation", "paths"}
+    assert set(run.arrays) == {"overlap", "coactivation", "paths"}
 
 
-def test_vocabulary_rows(frames: dict[str, pd.DataFrame], plain: dict, records: list[Routing]) -> None:
+def test_vocabulary_rows(frames: Mapping[str, pd.DataFrame], plain: dict, records: list[Routing]) -> None:
     frame = frames["vocabulary"]
     assert len(frame) == len(LAYERS) * 3 * 2
     for layer, top in itertools.product(LAYERS, (1, 2)):
@@ -80,7 +86,7 @@ def test_vocabulary_rows(frames: dict[str, pd.DataFrame], plain: dict, records: 
     assert (frame[frame.reading == "predicted"].num_tokens == len(plain[0])).all()
 
 
-def test_top_tokens_are_readable_and_those_of_the_counts(frames: dict[str, pd.DataFrame], plain: dict) -> None:
+def test_top_tokens_are_readable_and_those_of_the_counts(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
     top = frames["vocabulary_top_tokens"]
     assert set(top.reading) == {"input", "predicted", "next"}
     first = top[(top.layer == 1) & (top.reading == "input") & (top.order == "count") & (top.place == 0)]
@@ -92,7 +98,7 @@ def test_top_tokens_are_readable_and_those_of_the_counts(frames: dict[str, pd.Da
     assert all(text and text.isprintable() for text in texts.values())
 
 
-def test_overlap_rows(frames: dict[str, pd.DataFrame], plain: dict) -> None:
+def test_overlap_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
     frame, pairs = frames["overlap"], frames["overlap_pairs"]
     for layer in LAYERS:
         sets = [set(experts) for _, experts in plain[layer]]
@@ -115,7 +121,7 @@ def test_overlap_rows(frames: dict[str, pd.DataFrame], plain: dict) -> None:
     assert excess.apply(lambda group: group.is_monotonic_decreasing).all()
 
 
-def test_coactivation_rows(frames: dict[str, pd.DataFrame], plain: dict) -> None:
+def test_coactivation_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
     pairs = frames["coactivation_pairs"]
     assert len(pairs)
     for row in pairs.itertuples():
@@ -130,7 +136,7 @@ def test_coactivation_rows(frames: dict[str, pd.DataFrame], plain: dict) -> None
     assert pairs.groupby("layer").lift.apply(lambda lifts: lifts.is_monotonic_decreasing).all()
 
 
-def test_paths_rows(frames: dict[str, pd.DataFrame], plain: dict) -> None:
+def test_paths_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
     frame, top = frames["paths"], frames["paths_top"]
     assert frame[["layer", "next_layer"]].values.tolist() == [[0, 1], [1, 3]]
     for row in top.itertuples():
@@ -148,15 +154,12 @@ def test_paths_rows(frames: dict[str, pd.DataFrame], plain: dict) -> None:
 
 
 def test_figures_are_drawn_and_saved(run: Run, tmp_path: Path) -> None:
-    figures: Iterator[tuple[str, Figure]] = run.figures()
-    names = []
-    for name, figure in figures:
-        names.append(name)
+    for name, figure in run.figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
         assert (tmp_path / f"{name}.png").stat().st_size > 4000
         texts = [text.get_text() for ax in figure.axes for text in (ax.xaxis.label, ax.yaxis.label)]
         assert any(texts) or figure.get_supxlabel()
-    assert names == [
+    assert list(run.figures) == [
         *("vocabulary_specialization", "overlap_by_layer", "overlap_occurrences", "overlap_vocabulary"),
         *("coactivation_by_layer", "coactivation_lift", "paths_information", "paths_flows", "paths_lift"),
     ]
@@ -165,10 +168,11 @@ def test_figures_are_drawn_and_saved(run: Run, tmp_path: Path) -> None:
 def test_predicted_tokens_are_left_out_where_the_model_is_not_run_to_its_end(tmp_path: Path) -> None:
     model, corpus = tiny_model(tmp_path / "model"), small_corpus(tmp_path / "text")
     run = moescope.capture(model, corpus, ["vocabulary", "paths"], 600, [1])
-    frames = dict(run.frames())
+    frames = run.frames
     assert set(frames["vocabulary"].reading) == {"input", "next"}
     assert not len(frames["paths"])
-    figures = dict(run.figures())
+    assert not run.arrays
+    figures = run.figures
     assert set(figures) == {"vocabulary_specialization"}
     printed = " ".join(text.get_text() for text in figures["vocabulary_specialization"].texts)
     assert "predicted tokens not computed" in printed.replace("\n", " ")
@@ -177,20 +181,35 @@ def test_predicted_tokens_are_left_out_where_the_model_is_not_run_to_its_end(tmp
 def test_one_expert_per_token_has_no_pairs_and_no_second_ranks(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "model", num_experts_per_tok=1)
     run = moescope.capture(model, small_corpus(tmp_path / "text"), NAMES, 900, [0, 2])
-    frames = dict(run.frames())
+    frames = run.frames
     assert set(frames["vocabulary"].ranks) == {"top-K"}
     assert (frames["overlap"][frames["overlap"].measure == "jaccard"]["mean"] == 0).all()
     assert not len(frames["coactivation_pairs"])
-    for name, figure in run.figures():
+    for name, figure in run.figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=40)
 
 
 def test_too_large_a_vocabulary_leaves_readings_out_with_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moescope import analyses
-    from moescope.analyses import vocabulary
-
     each = len(LAYERS) * run.context.model.vocab_size * 8 * 4
     monkeypatch.setattr(vocabulary, "MOST_BYTES", 4 * each)
     with pytest.warns(moescope.errors.MoescopeWarning, match="2 of 6 vocabulary readings are left out"):
-        kept = analyses.find("vocabulary").statistics(run.context)
-    assert list(kept) == ["tokens_input", "tokens_predicted", "tokens_next", "tokens_input_top1"]
+        statistics = vocabulary.Vocabulary().statistics(run.context)
+    assert list(statistics) == ["tokens_input", "tokens_predicted", "tokens_next", "tokens_input_top1"]
+
+
+def test_tokens_are_named_by_their_ids_where_there_is_no_tokenizer(run: Run) -> None:
+    context = dataclasses.replace(run.context, model=dataclasses.replace(run.context.model, tokenizer=None))
+    table = run.analyses["vocabulary"].table(run.statistics, context)
+    ids, texts = table["token_id"].values.ravel(), table["token"].values.ravel()
+    assert [text for text in texts if text] == [f"⟨id {token_id}⟩" for token_id in ids if token_id >= 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_and_figures_leave_the_table_as_it_was(run: Run, name: str) -> None:
+    analysis, table = run.analyses[name], run.tables[name]
+    before = table.copy(deep=True)
+    analysis.frames(table, run.context)
+    analysis.arrays(table, run.context)
+    for _, draw in analysis.figures(table, run.context):
+        draw()
+    assert table.identical(before)

@@ -13,6 +13,7 @@ import xarray as xr
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.statistics.base import Statistic
+from moescope.statistics.samples.base import Sample
 from moescope.statistics.saturation import RoutingPair
 from tests.contracts.statistics_cases import CASES, DOMAINS, Case, all_cases
 from tests.records import only_documents, random_batch
@@ -101,6 +102,19 @@ def test_a_batch_without_tokens_changes_nothing(case: Case) -> None:
         statistic.update(record)
     for name, tensor in statistic.state.items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
+
+
+def test_state_changes_through_combine_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    statistic = case.make()
+    if isinstance(statistic, Sample):
+        pytest.skip("a sample is no sum: it replaces what it holds")
+    names: set[str] = set()
+    monkeypatch.setattr(statistic, "_combine", lambda name, increment, at=...: names.add(name))
+    for record in records_by_batch(case)[0]:
+        statistic.update(record)
+    assert_same_state(case.make(), statistic, 0.0)
+    assert names <= set(statistic.state)
+    assert names
 
 
 def test_the_order_of_tokens_does_not_matter(case: Case) -> None:

@@ -69,3 +69,10 @@ def outside(figure: Figure) -> list[str]:
         for name, box in texts_of(figure)
         if box.x0 < page.x0 - 1 or box.x1 > page.x1 + 1 or box.y0 < page.y0 - 1 or box.y1 > page.y1 + 1
     ]
+
+
+def drawn(figure: Figure) -> list[str]:
+    """Renders it and returns the texts in it, none of which covers another or leaves the page."""
+    assert overlaps(figure) == []
+    assert outside(figure) == []
+    return [text for text, _ in texts_of(figure)]

@@ -13,7 +13,7 @@ AXES = [LinearAxis(-4.0, 4.0, 128, closed=False), LogAxis(-6, 2, 16), LogAxis(-2
 
 
 def counted(axis: LinearAxis | LogAxis, values: np.ndarray) -> np.ndarray:
-    return count(axis.places(torch.from_numpy(values)), axis.num_bins + 2).numpy()
+    return count(axis.cells(torch.from_numpy(values)), axis.num_bins + 2).numpy()
 
 
 def expected(axis: LinearAxis | LogAxis, values: np.ndarray) -> np.ndarray:
@@ -56,9 +56,9 @@ def test_what_is_no_number_is_counted_outside_the_axis(axis: LinearAxis | LogAxi
 
 def test_impossible_axes_are_refused() -> None:
     for make in (lambda: LinearAxis(1.0, 1.0, 4), lambda: LinearAxis(0.0, 1.0, 0), lambda: LogAxis(0, 0, 4)):
-        with pytest.raises(ValueError, match="no axis"):
+        with pytest.raises(ValueError, match="not an axis"):
             make()
-    with pytest.raises(ValueError, match="no axis"):
+    with pytest.raises(ValueError, match="not an axis"):
         LogAxis(-4, 0, 3)
 
 

@@ -372,7 +372,7 @@ def test_counts_that_cannot_be_are_refused(counts, tokens, words):
 
 
 def test_bad_parameters_are_refused():
-    with pytest.raises(UsageError, match="no domain"):
+    with pytest.raises(UsageError, match="`domains` is empty"):
         usage(domains=[])
     with pytest.raises(UsageError, match="domain_shares"):
         usage(domain_shares=[1.0, 2.0])

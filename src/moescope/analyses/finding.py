@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from moescope.analyses import registry
+from moescope.measures.constants import ALL
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -74,3 +75,11 @@ def names_of(names: list[Any]) -> str:
     """Names in a row, the first `MOST_NAMED` of them."""
     shown = ", ".join(str(name) for name in names[:MOST_NAMED])
     return f"{shown} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else shown
+
+
+def pooled(results: Results, table: str, keys: Sequence[str] = ("layer", "expert")) -> pd.DataFrame | None:
+    """The rows of a table that pool all domains: a layer's first, should a domain be called "all" too."""
+    frame = results.table(table)
+    if frame is None:
+        return None
+    return frame[frame["domain"] == ALL].drop_duplicates([key for key in keys if key in frame.columns])

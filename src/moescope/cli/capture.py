@@ -1,4 +1,4 @@
-"""The commands that run text through a model: load, one pass, write, and say what came out."""
+"""The commands that run text through a model: load, one pass, write, print a summary."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moescope.cli.options import CaptureOptions, ModelOptions, TextOptions
-from moescope.cli.terminal import counting, note, quieten, say, show, working
+from moescope.cli.options import CaptureOptions, ModelChoice, ModelOptions, TextOptions
+from moescope.cli.terminal import counting, print_line, print_note, quiet, show, working
+from moescope.errors import AnalysisFailed
 
 if TYPE_CHECKING:
     from moescope.analyses.base import Analysis
@@ -34,7 +35,7 @@ def run_analyses(
     Args:
         names: Analyses to run, or a function that makes them with options of their own (called once torch may be
             imported); None for all that make sense for the corpus.
-        options: What the reader asked for.
+        options: Everything that was set.
         command: The command's name: the default folder's name, and what the manifest calls the run.
         skip: Where all are run, these are not.
         check: Called with the loaded model, before anything is run; raises if it is not what was asked for.
@@ -43,21 +44,38 @@ def run_analyses(
     Raises:
         UsageError: Input that cannot be used; nothing was written.
         EnvironmentFailure: The surroundings failed.
+        AnalysisFailed: One of several analyses failed; what the others answered was written.
     """
-    quieten(verbose=options.verbose, downloads=may_download(options))
+    with quiet(verbose=options.verbose, downloads=may_download(options)):
+        folder, failure = _run(names, options, command=command, skip=skip, check=check)
+        if finish is not None:
+            finish(folder)
+        print_summary(folder)
+    if failure is not None:
+        raise failure
+
+
+def _run(
+    names: Sequence[str] | Callable[[], Sequence[Analysis]] | None,
+    options: CaptureOptions,
+    *,
+    command: str,
+    skip: Sequence[str],
+    check: Callable[[MoEModel], None] | None,
+) -> tuple[Path, AnalysisFailed | None]:
     with working("starting"):
         import moescope
-        from moescope import analyses
+        from moescope.analyses import registry
         from moescope.results import ResultsFolder
 
-    # What can be refused is refused before an hour's work, not after: first of all an --out that is taken.
+    # What can be refused is refused before the pass: first of all an --out that exists.
     folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / command, force=options.force)
     for name in skip:
-        analyses.find(name)
+        registry.entry(name)
     asked: list[Analysis] | None = None
     if names is not None:
         given = names() if callable(names) else names
-        asked = [analyses.find(name) if isinstance(name, str) else name for name in given]
+        asked = [registry.find(name) if isinstance(name, str) else name for name in given]
     deep = bool(options.predictions) or any(analysis.needs_whole_depth for analysis in asked or ())
     model = load(options, whole_depth=deep)
     if check is not None:
@@ -65,38 +83,32 @@ def run_analyses(
     layers = model.check_layers(options.layers) if options.layers is not None else None
     needs_text = asked is None or any(analysis.needs_text for analysis in asked)
     corpus = open_corpus(options) if needs_text else None
-    read = {"vocabulary", "contribution"} - set(skip) if asked is None else {analysis.name for analysis in asked}
-    if layers is not None and options.predictions is None:
-        missing = ["predicted tokens"] if "vocabulary" in read else []
-        if "contribution" in read and not model.complete:
-            missing.append("promoted tokens")
-        if missing:
-            what = " and ".join(missing)
-            note(f"{what} are left out: with --layers the model is not run to its end (--predictions does)")
+    failure = None
     with folder:
         with counting("reading", options.num_tokens) if needs_text else nullcontext() as progress:
-            run = moescope.capture(
-                model,
-                corpus,
-                analyses=asked,
-                skip=skip,
-                num_tokens=options.num_tokens,
-                layers=layers,
-                seed=options.seed,
-                sequence_length=options.sequence_length,
-                batch_tokens=options.batch_tokens,
-                predictions=options.predictions,
-                command=command,
-                progress=progress,
-            )
+            try:
+                run = moescope.capture(
+                    model,
+                    corpus,
+                    analyses=asked,
+                    skip=skip,
+                    num_tokens=options.num_tokens,
+                    layers=layers,
+                    seed=options.seed,
+                    sequence_length=options.sequence_length,
+                    batch_tokens=options.batch_tokens,
+                    predictions=options.predictions,
+                    command=command,
+                    command_line=command_line(),
+                    progress=progress,
+                )
+            except AnalysisFailed as error:
+                run, failure = error.run, error
         for text in run.manifest.notes:
-            note(text)
-        with working("computing tables, drawing figures"):
-            run.manifest.options["command_line"] = command_line()
+            print_note(text)
+        with working("writing results, drawing figures"):
             run.write(folder)
-    if finish is not None:
-        finish(folder.path)
-    summarise(folder.path)
+    return folder.path, failure
 
 
 def command_line() -> str:
@@ -104,17 +116,18 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def load(options: ModelOptions, *, whole_depth: bool = False) -> MoEModel:
+def load(options: ModelChoice, *, whole_depth: bool = False) -> MoEModel:
     """The model the options name, with no more of it than the layers asked for need."""
     import moescope
 
+    layers = options.layers if isinstance(options, ModelOptions) and not whole_depth else None
     with working(f"loading {options.model}"):
         return moescope.load_model(
             options.model,
             revision=options.revision,
             dtype=options.dtype,
             device=options.device,
-            layers=None if whole_depth else options.layers,
+            layers=layers,
         )
 
 
@@ -134,7 +147,7 @@ def open_corpus(options: TextOptions) -> Corpus:
         )
 
 
-def may_download(options: ModelOptions) -> bool:
+def may_download(options: ModelChoice) -> bool:
     """Whether the model, or the text, may have to be fetched."""
     names = [(options.model, "nano")]
     if isinstance(options, TextOptions):
@@ -142,12 +155,12 @@ def may_download(options: ModelOptions) -> bool:
     return any(name != embedded and not Path(name).exists() for name, embedded in names)
 
 
-def summarise(path: Path) -> None:
+def print_summary(path: Path) -> None:
     """Prints a results folder's key numbers and findings, and where it is."""
     from rich.table import Table
     from rich.text import Text
 
-    from moescope.report.findings import find
+    from moescope.analyses.finding import find
     from moescope.results.reading import Results
     from moescope.report.keynumbers import per_layer
 
@@ -162,5 +175,5 @@ def summarise(path: Path) -> None:
             table.add_row(*row)
         show(table)
     lines = [f"- {finding.title}. {finding.text}" for finding in find(results)]
-    say("\n".join(["", *lines, ""] if lines else [""]))
-    say(f"Results: {path}")
+    print_line("\n".join(["", *lines, ""] if lines else [""]))
+    print_line(f"Results: {path}")

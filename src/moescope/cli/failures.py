@@ -1,4 +1,4 @@
-"""Where every error of the command line ends: said plainly, with a remedy and the right exit code.
+"""Where every error of the command line ends: one plain message, with a remedy and the right exit code.
 
 0: done. 1: the surroundings failed (disk, network, memory), or moescope did. 2: input that cannot be used.
 130: stopped.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError
 
-from moescope.cli.terminal import complain
+from moescope.cli.terminal import print_error
 from moescope.errors import EnvironmentFailure, MoescopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 USAGE = 2
 STOPPED = 130
@@ -40,25 +41,55 @@ def launch(app: App, arguments: Sequence[str] | None = None) -> int:
         app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
     except CycloptsError as error:
         command = " ".join([app.name[0], *(error.command_chain or ())])
-        complain("error", f"{error}\nWhat to do: {command} --help lists what there is")
+        print_error("error", f"{error}\nWhat to do: {command} --help lists what there is")
         return USAGE
     except KeyboardInterrupt:
-        complain("stopped", "nothing was written")
+        print_error("stopped", "nothing was written")
         return STOPPED
     except BrokenPipeError:
         # Who reads has closed, as in `moescope info | head`; the interpreter must not try to flush to them again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        known = _recognised(error)
+        known = _recognized(error)
         if known is None:
             raise
-        complain("error", str(known))
+        print_error("error", as_flags(str(known), _flags(app, words)))
         return known.exit_code
     return 0
 
 
-def _recognised(error: Exception) -> MoescopeError | None:
+def as_flags(text: str, flags: Mapping[str, str]) -> str:
+    """A library's message with its parameters as the command line spells them: `num_tokens=0` becomes --num-tokens 0.
+
+    Args:
+        text: What stands between backticks and is a known parameter is replaced.
+        flags: Parameter name -> flag.
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if name not in flags:
+            return match[0]
+        if value in (None, "True"):
+            return flags[name]
+        return flags[name].replace("--", "--no-", 1) if value == "False" else f"{flags[name]} {value}"
+
+    return re.sub(r"`(?P<name>[a-z_]+)(=(?P<value>[^`]*))?`", flag, text)
+
+
+def _flags(app: App, words: Sequence[str]) -> dict[str, str]:
+    """The flags of the command that these words call, by parameter name."""
+    _, apps, _ = app.parse_commands(words)
+    found = {}
+    for argument in apps[-1].assemble_argument_collection(parse_docstring=False):
+        for name in argument.names:
+            if name.startswith("--"):
+                found.setdefault(name.removeprefix("--").replace("-", "_"), name)
+    return found
+
+
+def _recognized(error: Exception) -> MoescopeError | None:
     """The error as one of ours, with a remedy; None where it is not one of the surroundings'."""
     if isinstance(error, MoescopeError):
         return error

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from moescope.cli.capture import load, may_download
 from moescope.cli.options import OUTPUT, InfoOptions
-from moescope.cli.terminal import quieten, say, show
+from moescope.cli.terminal import print_line, quiet, show
 from moescope.results.text import number
 
 if TYPE_CHECKING:
@@ -22,22 +22,21 @@ def info(
     options: InfoOptions | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False, group=OUTPUT)] = False,
 ) -> None:
-    """Say what a model is: family, layers, experts, router, parameters, memory.
+    """Show a model's architecture and router: family, layers, experts, parameters, memory.
 
-    Loads the layers asked for and probes them with a few tokens, so what it says has been seen, not read off a name.
+    Loads the layers asked for and probes them with a few tokens: what is printed was measured, not read off a name.
 
     Args:
         options: Which model.
         as_json: Print JSON instead of a table; sizes in bytes.
     """
     options = options or InfoOptions()
-    quieten(verbose=options.verbose, downloads=may_download(options))
-    model = load(options)
-    facts = gather(model)
-    if as_json:
-        say(json.dumps(facts, indent=2, ensure_ascii=False))
-    else:
-        _print(facts)
+    with quiet(verbose=options.verbose, downloads=may_download(options)):
+        facts = gather(load(options))
+        if as_json:
+            print_line(json.dumps(facts, indent=2, ensure_ascii=False))
+        else:
+            _print(facts)
 
 
 def gather(model: MoEModel) -> dict[str, Any]:

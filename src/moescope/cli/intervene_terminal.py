@@ -1,23 +1,23 @@
-"""What `moescope intervene` prints: tokens with the experts they chose, effects beside controls, continuations."""
+"""What `moescope intervene` prints: tokens with their experts, effects with controls, continuations."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moescope.cli.terminal import say, show
+from moescope.cli.terminal import print_line, show
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from moescope.interventions import Study
+    from moescope.analyses.intervention.study import Study
 
 MOST_TOKENS = 10
 
 
-def tell(study: Study) -> None:
+def print_study(study: Study) -> None:
     """Prints a study."""
     _show(_prompt(study))
-    say(f"{_about_experts(study)}\n")
+    print_line(f"{_about_experts(study)}\n")
     for table in (_effects(study), _next_tokens(study), _later(study), _continuations(study)):
         if table is not None:
             _show(table)
@@ -30,7 +30,7 @@ def _show(table: Table) -> None:
     show(Text(str(table.title), style="bold"))
     table.title = None
     show(table)
-    say("")
+    print_line("")
 
 
 def _table(title: str) -> Table:
@@ -41,7 +41,7 @@ def _table(title: str) -> Table:
 
 def _prompt(study: Study) -> Table:
     prompt = study.prompt
-    table = _table("Tokens, and the experts each chose (with their weights)")
+    table = _table("Tokens, and the experts that each selects (weights)")
     table.add_column("", justify="right")
     table.add_column("token")
     for layer in prompt.weights:
@@ -49,33 +49,33 @@ def _prompt(study: Study) -> Table:
     for index, token in enumerate(prompt.tokens):
         cells = []
         for layer, weights_SK in prompt.weights.items():
-            experts = zip(prompt.chosen(layer, index), weights_SK[index].tolist(), strict=True)
+            experts = zip(prompt.selected(layer, index), weights_SK[index].tolist(), strict=True)
             cells.append(", ".join(f"{expert} ({weight:.3f})" for expert, weight in experts))
         table.add_row(f"→ {index}" if index == study.target else str(index), token, *cells)
     return table
 
 
 def _about_experts(study: Study) -> str:
-    """How the target and other text use the experts concerned."""
+    """How often the target and other text select the changed experts."""
     lines = []
     for layer, expert in study.targets:
         weight = study.prompt.weight(layer, expert, study.target)
-        here = "not chosen" if weight is None else f"weight {weight:.4f}"
-        text = (
-            f"; {100 * study.usage.frequency(layer, expert):.1f} % of tokens of text choose it" if study.usage else ""
+        here = "not selected" if weight is None else f"weight {weight:.4f}"
+        frequency = f"; selected by {100 * study.usage.frequency(layer, expert):.1f} % of tokens" if study.usage else ""
+        lines.append(
+            f"Expert {expert} of layer {layer} at token {study.target} ({study.target_token}): {here}{frequency}"
         )
-        lines.append(f"Expert {expert} of layer {layer} at token {study.target} ({study.target_token}): {here}{text}")
     return "\n".join(lines)
 
 
 def _effects(study: Study) -> Table:
     table = _table(f"KL(base ‖ changed) at token {study.target} ({study.target_token}), nats")
     table.add_column("change")
-    for heading in ("KL", "control", "5-95 %", "control as large", "did something"):
+    for heading in ("KL", "control", "5-95 %", "controls at least as large", "active controls"):
         table.add_column(heading, justify="right")
-    has_others = any(effect.chosen for effect in study.effects)
+    has_others = any(effect.other for effect in study.effects)
     if has_others:
-        table.add_column("token's other choices", justify="right")
+        table.add_column("token's other experts", justify="right")
         table.add_column("range", justify="right")
     rows = study.kl[study.kl["position"] == study.target].to_dict("records")
     for row in rows:
@@ -98,8 +98,8 @@ def _next_tokens(study: Study) -> Table:
     """Next tokens at the target, of the effect with the largest KL."""
     effect = max(study.effects, key=lambda each: float(each.changed.kl_P[0]))
     frame = study.next_tokens
-    frame = frame[(frame["position"] == study.target) & (frame["change"] == effect.words)]
-    table = _table(f"Next token at {study.target} ({study.target_token}): log-probability (rank), {effect.words}")
+    frame = frame[(frame["position"] == study.target) & (frame["change"] == effect.description)]
+    table = _table(f"Next token at {study.target} ({study.target_token}): log-probability (rank), {effect.description}")
     table.add_column("next token")
     for heading in ("before", "after", "change", "control", "5-95 %"):
         table.add_column(heading, justify="right")
@@ -123,7 +123,7 @@ def _later(study: Study) -> Table | None:
     table.add_column("", justify="right")
     table.add_column("token")
     for effect in study.effects:
-        table.add_column(effect.words if effect.value is None else f"{effect.value:g}", justify="right")
+        table.add_column(effect.description if effect.value is None else f"{effect.value:g}", justify="right")
     for position in list(study.positions)[1:]:
         rows = study.kl[study.kl["position"] == position].to_dict("records")
         cells = [f"{_number(row['kl'])} ({_number(row['control_kl_median'])})" for row in rows]
@@ -134,9 +134,9 @@ def _later(study: Study) -> Table | None:
 def _continuations(study: Study) -> Table | None:
     if not study.continuations:
         return None
-    words = {effect.value: effect.words for effect in study.effects}
+    descriptions = {effect.value: effect.description for effect in study.effects}
     names = [
-        "base" if each.run == "base" else words[each.value] + (", control" if each.run == "control" else "")
+        "base" if each.run == "base" else descriptions[each.value] + (", control" if each.run == "control" else "")
         for each in study.continuations
     ]
     shares = [f"first {each.num_as_base} of {each.num_tokens} tokens as base" for each in study.continuations]

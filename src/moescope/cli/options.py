@@ -1,4 +1,4 @@
-"""The options commands share, said once: names, units, defaults and what they mean."""
+"""The options that commands share: names, units, defaults and what they mean."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ModelOptions(ModelChoice):
     """Which model, and how much of it."""
 
     layers: Annotated[
-        list[int] | None, Parameter(name=["--layers", "-l"], consume_multiple=(1, None), negative="", group=MODEL)
+        list[int] | None, Parameter(name=["--layers", "--layer", "-l"], consume_multiple=(1, None), negative="", group=MODEL)
     ] = None
     """MoE layers to look at, numbered from 0 as the checkpoint's decoder blocks, as in --layers 1 7 15. Only these and
     what lies before them are loaded and run. Default: all."""
@@ -119,7 +119,7 @@ class TextOptions:
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class OutputOptions:
-    """Where to leave what came out."""
+    """Where results are written."""
 
     out: Annotated[Path | None, Parameter(group=OUTPUT)] = None
     """Folder for the results; must not exist yet. Default: results/COMMAND, or results/COMMAND-2, -3, ... if taken."""
@@ -131,10 +131,10 @@ class OutputOptions:
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class RunOptions(OutputOptions):
-    """How to run, and where to leave what came out."""
+    """How to run, and where results are written."""
 
     batch_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=RUN)] = 8192
-    """Tokens in one forward pass, padding included. Fewer take less memory; what is measured stays the same."""
+    """Tokens in one forward pass, padding included. Fewer take less memory; the results are the same but for rounding."""
 
 
 @Parameter(name="*")
@@ -143,17 +143,17 @@ class DepthOptions:
     """How much of the model to run."""
 
     predictions: Annotated[bool | None, Parameter(group=RUN)] = None
-    """Run the whole model to learn which next token it predicts; only the vocabulary analysis asks. Default: yes
-    without --layers, no with --layers."""
+    """Run the whole model, which predicted tokens, promoted tokens and losses take. Default: yes without --layers, no with
+    --layers."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class Verbosity:
-    """How much the terminal is told."""
+    """What is printed beside results."""
 
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="", show_default=False, group=OUTPUT)] = False
-    """Let transformers, datasets and Python say all that they have to say."""
+    """Print the logs and warnings of transformers, datasets and Python as well."""
 
 
 # A dataclass lists the fields of its last base first: so the help page begins with the model.
@@ -162,7 +162,7 @@ class Verbosity:
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class InfoOptions(Verbosity, ModelOptions):
-    """What `info` can be told."""
+    """Options of `info`."""
 
 
 @Parameter(name="*")
@@ -177,16 +177,22 @@ class WeightsOptions(Verbosity, OutputOptions, ModelOptions):
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class InterveneOptions(Verbosity, OutputOptions, ModelChoice):
-    """What an intervention on a prompt can be told beside the prompt and the changes."""
+    """Options of an intervention beside the prompt and the changes."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class CaptureOptions(Verbosity, DepthOptions, RunOptions, TextOptions, ModelOptions):
-    """What a run of text through a model can be told."""
+    """Options of a run of text through a model."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class WholeDepthOptions(Verbosity, RunOptions, TextOptions, ModelChoice):
+    """Options of a run of text through the whole model."""
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class CompareOptions(Verbosity, RunOptions, TextOptions, ModelOptions):
-    """What a comparison of models on the same text can be told."""
+    """Options of a comparison of passes over the same text."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from inspect import Parameter as Argument
 from inspect import Signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import docstring_parser
@@ -27,19 +28,29 @@ def __getattr__(name: str) -> Callable[..., None]:
     raise AttributeError(name)
 
 
-def question(entry: registry.Entry, *, command: str | None = None) -> Callable[..., None]:
+def question(
+    entry: registry.Entry,
+    *,
+    command: str | None = None,
+    prepare: Callable[[CaptureOptions], CaptureOptions] | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> Callable[..., None]:
     """A question's command: its own options first, then those of every run.
 
     Args:
         entry: The question.
         command: What the run is called; None: the question's name.
+        prepare: Changes the options of the run before it starts.
+        finish: Called with the complete folder, before its findings are printed.
     """
 
     def run(*, own: Any = None, options: Any = None) -> None:
         def asked() -> list[Analysis]:
             return [entry.load(entry.analysis)(**(vars(own) if own is not None else {}))]
 
-        run_analyses(asked, options or CaptureOptions(), command=command or entry.name)
+        given = CaptureOptions(**vars(options)) if options is not None else CaptureOptions()
+        given = prepare(given) if prepare is not None else given
+        run_analyses(asked, given, command=command or entry.name, finish=finish)
 
     run.__name__ = entry.name
     run.__doc__ = f"{entry.summary}\n\n{explanation(entry.name)}"
@@ -72,7 +83,10 @@ def own_options(options_class: type, title: str) -> Any:
         )
         default = {"default": each.default} if each.default is not MISSING else {}
         made.append((each.name, Annotated[kind, parameter], field(**default)))
-    return Annotated[make_dataclass(options_class.__name__, made, kw_only=True) | None, Parameter(name="*")]
+    # cyclopts takes classes of the standard library's modules, where `make_dataclass` puts its own, for plain values.
+    made_class = make_dataclass(options_class.__name__, made, kw_only=True, namespace={"__module__": __name__})
+    required = any(each.default is MISSING for each in fields(options_class))
+    return Annotated[made_class if required else made_class | None, Parameter(name="*")]
 
 
 def explanation(name: str) -> str:

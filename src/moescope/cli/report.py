@@ -1,4 +1,4 @@
-"""`moescope report`: every question in one pass, and a page that says what came out."""
+"""`moescope report`: every question in one pass, and a page about the results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from moescope.cli.capture import run_analyses, summarise
+from moescope.cli.capture import print_summary, run_analyses
 from moescope.cli.options import RUN, CaptureOptions
-from moescope.cli.terminal import quieten, working
+from moescope.cli.terminal import quiet, working
 from moescope.errors import UsageError
 
 
@@ -20,11 +20,11 @@ def report(
     skip: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=RUN)] = None,
     existing: Annotated[Path | None, Parameter(name="--from", group=RUN)] = None,
 ) -> None:
-    """Ask every question in one pass and write a page about it.
+    """Answer every question in one pass and write a page about it.
 
     Runs the text through the model once, writes the tables, figures and manifest of all analyses, and index.html: a
-    page for the browser that leads with what was found, needs no network, and links to the tables. With the defaults,
-    about three minutes on two cores.
+    page for the browser with the findings first; it needs no network and links to the tables. With the defaults, about
+    three minutes on two cores.
 
     Args:
         options: Which model, text, layers, folder.
@@ -38,9 +38,9 @@ def report(
             raise UsageError(
                 "--from was given with --out", remedy="leave --out out: the page goes into the --from folder"
             )
-        quieten(verbose=options.verbose, downloads=False)
-        write_page(existing)
-        summarise(existing)
+        with quiet(verbose=options.verbose, downloads=False):
+            write_page(existing)
+            print_summary(existing)
         return
     if analyses and skip:
         raise UsageError("--analyses was given with --skip", remedy="name the parts you want, or those you don't")

@@ -1,4 +1,4 @@
-"""What the terminal shows: two consoles, a progress bar, and peace from other libraries' chatter."""
+"""What the terminal shows: two consoles, a progress bar, and no third-party logs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 
 WIDTH_WITHOUT_TERMINAL = 110
 
-_CHATTER = {
+_THIRD_PARTY_LOGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "DATASETS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
-_warned: set[str] = set()
-_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+_printed: set[str] = set()
+_PROGRESS_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
 def console(stream: TextIO) -> Console:
-    """A console that takes text as text: no markup, no guessed colours, no wrapping where no one looks."""
+    """A console that takes text as text: no markup, no guessed colors, no wrapping where no one looks."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
     return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
-def say(message: str, *, stream: TextIO | None = None) -> None:
+def print_line(message: str, *, stream: TextIO | None = None) -> None:
     """Prints one plain line (or more) as it is, never wrapped."""
     print(message, file=stream or sys.stdout, flush=True)
 
 
-def complain(kind: str, message: str) -> None:
-    """Prints `kind: message` to stderr, the kind in colour where there is colour."""
+def print_error(kind: str, message: str) -> None:
+    """Prints `kind: message` to stderr, the kind in color where there is color."""
     line = Text(f"{kind}: ", style={"error": "bold red", "warning": "yellow"}.get(kind, ""))
     console(sys.stderr).print(line.append(Text(message, style="default")), soft_wrap=True)
 
 
-def note(message: str) -> None:
+def print_note(message: str) -> None:
     """Prints one plain line to stderr about something the reader may not expect, unless a warning said it already."""
     line = _line(message)
-    if line not in _warned:
-        say(f"note: {line}", stream=sys.stderr)
+    if line not in _printed:
+        print_line(f"note: {line}", stream=sys.stderr)
 
 
 def _line(message: object) -> str:
@@ -64,34 +64,53 @@ def show(what: Table | Text) -> None:
     console(sys.stdout).print(what)
 
 
-def quieten(*, verbose: bool, downloads: bool) -> None:
-    """Silences other libraries, unless `verbose`; our own warnings become one plain line each.
+@contextmanager
+def quiet(*, verbose: bool, downloads: bool) -> Iterator[None]:
+    """Silences other libraries, unless `verbose`; our own warnings become one plain line each. Restored on leaving.
 
-    To be called before those libraries are imported.
+    To be entered before those libraries are imported.
 
     Args:
-        verbose: Leave everything as loud as it comes.
-        downloads: Whether something may be fetched, so that a bar of theirs is worth its lines on a terminal.
+        verbose: Leave other libraries' logs as they are.
+        downloads: Whether something may be fetched, so that a progress bar is worth its lines on a terminal.
     """
-    if not verbose:
-        for name, value in _CHATTER.items():
-            os.environ.setdefault(name, value)
-        logging.basicConfig(level=logging.ERROR)
+    wanted = {} if verbose else {name: os.environ.get(name, value) for name, value in _THIRD_PARTY_LOGS.items()}
     if not (downloads and sys.stderr.isatty()):
-        os.environ.update(_BARS)
-        if "transformers" in sys.modules:  # called from Python: the environment was read long ago
-            sys.modules["transformers"].logging.disable_progress_bar()
-    shown_otherwise = warnings.showwarning
+        wanted |= _PROGRESS_BARS
+    before = {name: os.environ.get(name) for name in wanted}
+    root, level = logging.getLogger(), logging.getLogger().level
+    with ExitStack() as restored, warnings.catch_warnings():
+        restored.callback(_set_environment, before)
+        restored.callback(root.setLevel, level)
+        restored.callback(_printed.clear)
+        _set_environment(wanted)
+        if not verbose:
+            root.setLevel(logging.ERROR)
+        if "HF_HUB_DISABLE_PROGRESS_BARS" in wanted and "transformers" in sys.modules:  # it read the environment before
+            logs = sys.modules["transformers"].logging
+            if logs.is_progress_bar_enabled():
+                logs.disable_progress_bar()
+                restored.callback(logs.enable_progress_bar)
+        show_otherwise = warnings.showwarning
 
-    def show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
-        if issubclass(category, MoescopeWarning):
-            _warned.add(_line(message))
-            complain("warning", _line(message))
-        elif verbose:
-            shown_otherwise(message, category, *where)  # type: ignore[arg-type]
+        def show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+            if issubclass(category, MoescopeWarning):
+                _printed.add(_line(message))
+                print_error("warning", _line(message))
+            elif verbose:
+                show_otherwise(message, category, *where)  # type: ignore[arg-type]
 
-    warnings.showwarning = show_warning  # type: ignore[assignment]
-    warnings.simplefilter("always", MoescopeWarning)
+        warnings.showwarning = show_warning  # type: ignore[assignment]
+        warnings.simplefilter("always", MoescopeWarning)
+        yield
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager

@@ -15,58 +15,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moescope.analyses import registry
 from moescope.cli.app import new_app
 from moescope.cli.capture import run_analyses
 from moescope.cli.failures import launch
-from moescope.cli.intervene import intervene
-from moescope.cli.map import map_outputs
 from moescope.cli.options import CaptureOptions, Count
-from moescope.cli.profile import profile
-from moescope.cli.similarity import similarity
 from moescope.errors import UsageError
 
 if TYPE_CHECKING:
     from moescope.models import MoEModel
 
-DECISIVENESS = ["entropy"]
-DISTRIBUTIONS = ["distributions"]
 METRICS = ["usage", "overlap", "vocabulary", "coactivation", "paths"]
 
 
 def router_decisive() -> int:
-    """Entry point of `router_decisive.py`: how decided the router is."""
-    app = new_app(
-        "router_decisive.py", "How decided the router is. The same as `moescope entropy`, whose --help says more."
-    )
-
-    @app.default
-    def command(*, options: CaptureOptions | None = None) -> None:
-        run_analyses(DECISIVENESS, options or CaptureOptions(), command="router_decisive")
-
-    return launch(app)
+    """Entry point of `router_decisive.py`: confidence of the router."""
+    return _question("router_decisive", "entropy")
 
 
 def router_stats() -> int:
-    """Entry point of `router_stats.py`: the distributions of logits, probabilities and weights."""
-    app = new_app(
-        "router_stats.py",
-        "The distributions of the router's logits, probabilities and weights. The same as `moescope distributions`, "
-        "whose --help says more.",
-    )
-
-    @app.default
-    def command(*, options: CaptureOptions | None = None) -> None:
-        run_analyses(DISTRIBUTIONS, options or CaptureOptions(), command="router_stats")
-
-    return launch(app)
+    """Entry point of `router_stats.py`: distributions of logits, probabilities and weights."""
+    return _question("router_stats", "distributions")
 
 
 def router_metrics() -> int:
     """Entry point of `router_metrics.py`: usage, specialization, overlap, vocabulary, co-activation, paths."""
     app = new_app(
         "router_metrics.py",
-        "How much experts are used, for what, and how much they share. The same as `moescope usage`, `overlap`, "
-        "`vocabulary`, `coactivation` and `paths`, whose --help says more, in one pass.",
+        "Usage, specialization and overlap of experts. The same as `moescope usage`, `overlap`, `vocabulary`, "
+        "`coactivation` and `paths` in one pass; `moescope COMMAND --help` has the definitions.",
     )
 
     @app.default
@@ -89,32 +66,42 @@ def router_metrics() -> int:
 
 
 def sim() -> int:
-    """Entry point of `sim.py`: how alike experts' outputs are."""
-    app = new_app("sim.py", "How alike experts' outputs are. The same as `moescope similarity`.")
-    app.default(similarity)
-    return launch(app)
+    """Entry point of `sim.py`: similarity of experts' outputs."""
+    return _question("sim", "similarity")
+
+
+def dim_reduc() -> int:
+    """Entry point of `dim_reduc.py`: map of experts' outputs."""
+    return _question("dim_reduc", "map")
 
 
 def profiles() -> int:
-    """Entry point of `profiles.py`: who an expert is."""
-    app = new_app("profiles.py", "Who an expert is. The same as `moescope profile`.")
+    """Entry point of `profiles.py`: profiles of experts."""
+    from moescope.cli.profile import profile
+
+    app = new_app("profiles.py", "Profiles of experts. The same as `moescope profile`.")
     app.default(profile)
     return launch(app)
 
 
 def interv() -> int:
-    """Entry point of `interv.py`: what happens when an expert is turned up, down or off."""
+    """Entry point of `interv.py`: effects of scaling or ablating experts on a prompt's next tokens."""
+    from moescope.cli.intervene import intervene
+
     app = new_app(
-        "interv.py", "What happens when an expert is turned up, down or off. The same as `moescope intervene`."
+        "interv.py", "Effects of scaling or ablating experts on a prompt. The same as `moescope intervene`."
     )
     app.default(intervene)
     return launch(app)
 
 
-def dim_reduc() -> int:
-    """Entry point of `dim_reduc.py`: where experts' outputs lie."""
-    app = new_app("dim_reduc.py", "Where experts' outputs lie. The same as `moescope map`.")
-    app.default(map_outputs)
+def _question(script: str, name: str) -> int:
+    """Runs a script that is one question's command under another name."""
+    from moescope.cli.questions import question
+
+    entry = registry.entry(name)
+    app = new_app(f"{script}.py", f"{entry.summary} The same as `moescope {name}`, whose --help has the definitions.")
+    app.default(question(entry, command=script if script.startswith("router") else name))
     return launch(app)
 
 

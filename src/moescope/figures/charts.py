@@ -15,6 +15,7 @@ from moescope.figures.keys import (
     depth_key,
     domain_order,
     group_legend,
+    group_starts,
     legend_above,
 )
 from moescope.figures.style import styled
@@ -36,6 +37,7 @@ __all__ = [
     "depth_key",
     "domain_order",
     "group_legend",
+    "group_starts",
     "heatmap",
     "histogram",
     "label",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_PANELS = 20
 MOST_LABELS = 16
+MOST_LEAVES_IN_OPTIMAL_ORDER = 256
+"""Beyond this the optimal order of leaves takes minutes."""
 DASHES = (0, (3, 1.5))
 
 
@@ -56,20 +59,62 @@ def shared_legend(fig: Figure, names: Sequence[str]) -> None:
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
 
 
-def similarity_order(similarity_EE: NDArray[np.floating]) -> list[int]:
-    """Experts in an order that puts similar ones side by side (average linkage, optimal leaf order)."""
-    num_experts = len(similarity_EE)
-    if num_experts < 3:
-        return list(range(num_experts))
-    finite = np.isfinite(similarity_EE)
-    values = np.where(finite, similarity_EE, similarity_EE[finite].min() if finite.any() else 0.0)
-    distance_EE = values.max() - (values + values.T) / 2
-    np.fill_diagonal(distance_EE, 0.0)
-    condensed = squareform(distance_EE, checks=False)
+def cluster_order(similarity_EE: NDArray[np.floating]) -> tuple[list[int], NDArray[np.floating] | None]:
+    """Experts in the order of a dendrogram's leaves, so that similar ones are adjacent, and the dendrogram's tree.
+
+    Average linkage on the distance `s - similarity`, `s` being 1 or the largest similarity of two experts if that is
+    larger; optimal leaf order for up to 256 experts. Pairs without a value count as the median pair. Experts with NaN
+    on the diagonal come last and are not in the tree.
+
+    Args:
+        similarity_EE: Higher is more similar; the mean of both triangles is used.
+
+    Returns:
+        All experts, and scipy's linkage matrix; None instead of it for fewer than three experts with values.
+    """
+    known = np.flatnonzero(np.isfinite(np.diagonal(similarity_EE)))
+    missing = np.setdiff1d(np.arange(len(similarity_EE)), known).tolist()
+    if len(known) < 3:
+        return [*known.tolist(), *missing], None
+    values = np.array(similarity_EE[np.ix_(known, known)], dtype=np.float64)
+    np.fill_diagonal(values, np.nan)
+    finite = np.isfinite(values)
+    values = np.where(finite, values, np.median(values[finite]) if finite.any() else 0.0)
+    distance = max(1.0, values.max()) - (values + values.T) / 2
+    np.fill_diagonal(distance, 0.0)
+    condensed = squareform(distance, checks=False)
     tree = hierarchy.linkage(condensed, "average")
-    if num_experts <= 128:
+    if len(known) <= MOST_LEAVES_IN_OPTIMAL_ORDER:
         tree = hierarchy.optimal_leaf_ordering(tree, condensed)
-    return [int(expert) for expert in hierarchy.leaves_list(tree)]
+    return [*known[hierarchy.leaves_list(tree)].tolist(), *missing], tree
+
+
+@styled
+def dendrogram(ax: Axes, tree: NDArray[np.floating] | None, num_rows: int) -> None:
+    """The tree of `cluster_order` to the left of a heat map's rows, row 0 on top; its root on the left.
+
+    Args:
+        ax: Hidden where there is no tree.
+        tree: A linkage matrix, or None.
+        num_rows: Rows of the heat map, those that are not in the tree included.
+    """
+    ax.set_ylim(num_rows, 0)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    if tree is None:
+        ax.set_visible(False)
+        return
+    drawn = hierarchy.dendrogram(tree, no_plot=True)
+    # scipy puts leaf i at 5 + 10 i
+    lines = [
+        np.column_stack([distance, np.asarray(leaf) / 10])
+        for leaf, distance in zip(drawn["icoord"], drawn["dcoord"], strict=True)
+    ]
+    ax.add_collection(LineCollection(lines, colors=style.INK, linewidths=0.6))
+    low, high = float(tree[:, 2].min()), float(tree[:, 2].max())
+    margin = 0.05 * (high - low) or 0.05
+    ax.set_xlim(high + margin, max(0.0, low - 2 * margin))
+    ax.locator_params(axis="x", nbins=3)
 
 
 def quantiles_over_pairs(values_LP: NDArray[np.floating]) -> tuple[list[float], list[float], list[float]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.figures.experts import evenly
+from moescope.figures.experts import MOST_PANELS, evenly
 from moescope.figures import caption, charts
 from moescope.figures.bins import densities
 

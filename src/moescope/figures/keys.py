@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,12 @@ def domain_order(domains: Sequence[str], groups: Mapping[str, str]) -> list[int]
     """Indices that put domains of one group side by side: known groups first, in their order; no group last."""
     ranks = {group: rank for rank, group in enumerate(style.group_colours(groups))}
     return sorted(range(len(domains)), key=lambda i: (ranks.get(groups.get(domains[i], ""), len(ranks)), i))
+
+
+def group_starts(domains: Sequence[str], groups: Mapping[str, str]) -> list[int]:
+    """Positions, in an order of domains, at which another group begins: where a heat map has a gap."""
+    of_domains = [groups.get(domain, "") for domain in domains]
+    return [position + 1 for position, (before, after) in enumerate(pairwise(of_domains)) if before != after]
 
 
 @styled

@@ -1,10 +1,8 @@
-"""Experts turned up, down or off: changes, the context that applies them, their effect, and controls."""
+"""Experts scaled, set, ablated or replaced: changes, the context that applies them, and matched controls."""
 
 from moescope.interventions.changes import Ablate, Change, Replace, Scale, Set
 from moescope.interventions.controls import Usage, count_usage, matched_draws, matched_experts
-from moescope.interventions.effects import compare, intervene
 from moescope.interventions.intervening import intervening
-from moescope.interventions.studies import Study
 
 __all__ = [
     "Ablate",
@@ -12,11 +10,8 @@ __all__ = [
     "Replace",
     "Scale",
     "Set",
-    "Study",
     "Usage",
-    "compare",
     "count_usage",
-    "intervene",
     "intervening",
     "matched_draws",
     "matched_experts",

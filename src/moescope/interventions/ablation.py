@@ -1,8 +1,8 @@
-"""What the loss is without some experts: real ablations, run again only from the changed layer on."""
+"""The loss without some experts: exact ablations, computed again only from the changed layer on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moescope.corpora import Batch
     from moescope.models import MoEModel
 
-# A pass run again from a layer on, nothing changed, must give the losses it gave: nats per token, mean.
+# A pass run again from a layer on without a change must give the same losses: mean difference, nats per token.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _COARSE = 0.05
 
@@ -36,7 +36,7 @@ class Ablation:
 
 
 def check_ablations(model: MoEModel, ablations: Sequence[Ablation]) -> None:
-    """Refuses layers and experts that do not exist.
+    """Refuses layers and experts that do not exist, and experts that are named twice.
 
     Raises:
         UsageError: Says which there are.
@@ -59,22 +59,22 @@ def ablation_effects(
 ) -> Tensor:
     """Δ loss of each ablation in each document of a batch: nats, summed over the document's predicted tokens.
 
-    The layers below a change are run once and kept, and so is what the layer's experts put out. What is run again: the
-    experts of the tokens that chose an ablated one; the documents with such a token (the effect on the others is
-    exactly 0) from the changed layer on, those of several ablations side by side; the head, from the first such token.
+    The layers below a change run once and their output is kept, as is the output of the layer's experts. Run again are:
+    the experts of the tokens that selected an ablated one; the documents with such a token (the effect on the others is
+    exactly 0) from the changed layer on, those of several ablations in one batch; the head, from the first such token.
 
     Args:
         model: A complete model.
         batch: On the model's device.
         ablations: Any number, of any layers.
-        batch_tokens: Padded tokens that are run again at a time.
-        kept: The batch's pass, if it was kept already.
+        batch_tokens: Padded tokens in a batch that is run again.
+        kept: The batch's pass, if it was kept before.
 
     Returns:
         float64 (B, number of ablations).
 
     Raises:
-        ModelError: The model is not complete, or its family's blocks can't be started in the middle.
+        ModelError: The model is not complete, or its family's blocks cannot be run from the middle.
     """
     layers = sorted({ablation.layer for ablation in ablations})
     kept = kept or keep(model, batch, layers)
@@ -82,11 +82,11 @@ def ablation_effects(
         (kept.input_ids_BS.shape[0], len(ablations)), dtype=torch.float64, device=kept.losses_BS.device
     )
     for layer in reversed(layers):
-        chosen = [place for place, ablation in enumerate(ablations) if ablation.layer == layer]
+        in_layer = [index for index, ablation in enumerate(ablations) if ablation.layer == layer]
         if layer == layers[-1]:
             _check_same(model, kept, layer)
-        for part in _parts(kept, [(place, _hits(kept, ablations[place])) for place in chosen], batch_tokens):
-            effects_BP.index_put_((part.rows_J, part.places_J), _effects(model, kept, layer, part), accumulate=True)
+        for part in _parts(kept, {index: _hits(kept, ablations[index]) for index in in_layer}, batch_tokens):
+            effects_BP.index_put_((part.rows_J, part.ablations_J), _effects(model, kept, layer, part), accumulate=True)
     return effects_BP
 
 
@@ -95,13 +95,13 @@ class _Part:
     """Documents run again together, each with one ablation.
 
     Attributes:
-        places_J: Which ablation.
-        rows_J: Which row of the batch.
-        hits_JS: Tokens that chose an ablated expert, cut to the longest row.
-        experts: By ablation its experts.
+        ablations_J: Index of the ablation.
+        rows_J: Row of the batch.
+        hits_JS: Tokens that selected an ablated expert, cut to the longest row.
+        experts: The experts of each ablation, by its index.
     """
 
-    places_J: Tensor
+    ablations_J: Tensor
     rows_J: Tensor
     hits_JS: Tensor
     experts: dict[int, Tensor]
@@ -109,7 +109,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Hits:
-    """Where one ablation acts: (B, S) of tokens, and the experts it takes away."""
+    """Where one ablation acts: a mask (B, S) of tokens, and the experts that are ablated."""
 
     at_BS: Tensor
     experts: Tensor
@@ -123,27 +123,23 @@ def _hits(kept: KeptPass, ablation: Ablation) -> _Hits:
     return _Hits(torch.isin(ids_NK, experts).any(1).view(real_BS.shape) & real_BS, experts)
 
 
-def _parts(kept: KeptPass, hits: Sequence[tuple[int, _Hits]], batch_tokens: int) -> list[_Part]:
-    """Documents that an ablation touches, long ones first, in parts of at most `batch_tokens` padded tokens."""
+def _parts(kept: KeptPass, hits: Mapping[int, _Hits], batch_tokens: int) -> list[_Part]:
+    """Documents with a token that an ablation acts on, long ones first, at most `batch_tokens` padded tokens a part."""
     if not hits:
         return []
-    places, rows = [], []
-    for place, hit in hits:
-        touched = hit.at_BS.any(1).nonzero().squeeze(1)
-        rows.append(touched)
-        places.append(torch.full_like(touched, place))
-    places_J, rows_J = torch.cat(places), torch.cat(rows)
+    rows = [hit.at_BS.any(1).nonzero().squeeze(1) for hit in hits.values()]
+    rows_J = torch.cat(rows)
+    ablations_J = torch.cat([torch.full_like(rows_j, index) for index, rows_j in zip(hits, rows, strict=True)])
     lengths_J = kept.lengths_B.to(rows_J.device)[rows_J]
     order_J = lengths_J.argsort(descending=True, stable=True)
-    places_J, rows_J, lengths = places_J[order_J], rows_J[order_J], lengths_J[order_J].tolist()
-    by_place = dict(hits)
+    ablations_J, rows_J, lengths = ablations_J[order_J], rows_J[order_J], lengths_J[order_J].tolist()
     parts, start = [], 0
     while start < len(lengths):
         end = start + max(1, batch_tokens // lengths[start])
-        part_J, of_J = rows_J[start:end], places_J[start:end]
-        at_JS = torch.stack([by_place[place].at_BS[row] for place, row in zip(of_J.tolist(), part_J, strict=True)])
-        experts = {place: by_place[place].experts for place in of_J.unique().tolist()}
-        parts.append(_Part(of_J, part_J, at_JS[:, : lengths[start]], experts))
+        part_J, indices_J = rows_J[start:end], ablations_J[start:end]
+        at_JS = torch.stack([hits[index].at_BS[row] for index, row in zip(indices_J.tolist(), part_J, strict=True)])
+        experts = {index: hits[index].experts for index in indices_J.unique().tolist()}
+        parts.append(_Part(indices_J, part_J, at_JS[:, : lengths[start]], experts))
         start = end
     return parts
 
@@ -154,15 +150,15 @@ def _effects(model: MoEModel, kept: KeptPass, layer: int, part: _Part) -> Tensor
     num_rows, length = part.hits_JS.shape
     full = kept.next_BS.shape[1]
     outputs_JSM = kept.outputs[layer].view(-1, full, kept.outputs[layer].shape[-1])[rows_J, :length].clone()
-    for place, experts in part.experts.items():
-        at_J, at_S = (part.hits_JS & (part.places_J == place)[:, None]).nonzero(as_tuple=True)
+    for index, experts in part.experts.items():
+        at_J, at_S = (part.hits_JS & (part.ablations_J == index)[:, None]).nonzero(as_tuple=True)
         outputs_JSM[at_J, at_S] = outputs_without(model, call, rows_J[at_J] * full + at_S, experts)
     inputs_JSM = kept.inputs[layer][rows_J.to(kept.inputs[layer].device), :length]
     home = kept.losses_BS.device
     rows_J, first_J = rows_J.to(home), part.hits_JS.to(torch.int8).argmax(1).to(home)
     last_JSM = run_again(model, layer, kept.input_ids_BS[rows_J, :length], inputs_JSM, outputs_JSM.flatten(0, 1))
     next_JS = kept.next_BS[rows_J, :length]
-    # Tokens before the first that is changed can't know of it.
+    # The change has no effect on tokens before the first changed one.
     at_JS = (next_JS >= 0) & (torch.arange(length, device=home) >= first_J[:, None])
     losses_n = token_losses(model, last_JSM[at_JS.to(last_JSM.device)], next_JS[at_JS]).to(home)
     changes_n = losses_n.double() - kept.losses_BS[rows_J, :length][at_JS].double()
@@ -170,7 +166,7 @@ def _effects(model: MoEModel, kept: KeptPass, layer: int, part: _Part) -> Tensor
 
 
 def _check_same(model: MoEModel, kept: KeptPass, layer: int) -> None:
-    """A pass that is run again with nothing changed gives the losses it gave; the first row is asked."""
+    """Refuses a family whose pass, run again without a change, gives other losses; checks the first row."""
     width = int(kept.lengths_B[0])
     at_S = kept.next_BS[0, :width] >= 0
     if not bool(at_S.any()):
@@ -184,8 +180,8 @@ def _check_same(model: MoEModel, kept: KeptPass, layer: int) -> None:
     allowed = TOLERANCE.get(model.dtype, _COARSE)
     if not difference <= allowed * max(1.0, float(known_n.abs().mean())):
         raise ModelError(
-            f"{model.name} run again from layer {layer} on, nothing changed, loses {difference:.2g} nats per token "
-            "more or less than in one pass",
-            expected=f"at most {allowed:g}: a family whose blocks hand on one hidden state and nothing else",
-            remedy="use the gradient method, which needs no second run",
+            f"{model.name} run again from layer {layer} on without a change has a loss that differs by "
+            f"{difference:.2g} nats per token from that of one pass",
+            expected=f"at most {allowed:g}: a family whose blocks pass on one hidden state and nothing else",
+            remedy="use the gradient method, which needs no second pass",
         )

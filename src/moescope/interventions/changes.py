@@ -1,9 +1,9 @@
-"""What can be changed about an expert's part in a layer, and how several changes act on a call together.
+"""Changes of an expert's weight in a layer, and how several changes act on one call together.
 
-Weights are the weights as applied, after the family's renormalising and scaling. All changes in force at a layer act
-at once, on what the family's router decided: first it decides again without the replaced experts, then weights are
-scaled and set, in the order given; last, sums are restored where asked. So contexts that nest do what one context with
-all their changes does.
+Weights are the weights as applied, after the family's renormalization and scaling. All changes in force at a layer act
+together on the decision of the family's router: first the router decides again without the replaced experts, then
+weights are scaled and set, in the order given; last, sums are restored where requested. Nested contexts therefore have
+the same effect as one context with all their changes.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from moescope.models.seam import ExpertCall
 
 @dataclass(frozen=True)
 class Change(ABC):
-    """Something done to one expert of one layer; see the subclasses for what.
+    """A change of one expert of one layer; the subclasses are the kinds of change.
 
     Attributes:
         layer: The decoder block's index in the checkpoint.
-        expert: Which of its routed experts.
-        positions: Token positions it is done at: one index, several, or None for all. A token's position is the number
-            of tokens before it in its own text, padding left aside, whether they are in this pass or in a cache;
+        expert: Index of the routed expert.
+        positions: Token positions that are changed: one index, several, or None for all. A token's position is the
+            number of tokens before it in its own text, without padding, whether they are in this pass or in a cache;
             negative positions count from the end of the prompt.
-        renormalise: The token's K weights keep their former sum: after all changes they are multiplied by it over
+        renormalize: The token's K weights keep their former sum: after all changes they are multiplied by it over
             their new sum (left alone where that is 0).
     """
 
     layer: int
     expert: int
     positions: int | Sequence[int] | None = field(default=None, kw_only=True)
-    renormalise: bool = field(default=False, kw_only=True)
+    renormalize: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.positions is not None:
             many = [self.positions] if isinstance(self.positions, Integral) else self.positions
-            given = [int(place) for place in many]  # type: ignore[union-attr]
+            given = [int(position) for position in many]  # type: ignore[union-attr]
             if not given:
                 raise UsageError(
                     f"no position was given for expert {self.expert} of layer {self.layer}",
@@ -53,19 +53,19 @@ class Change(ABC):
             object.__setattr__(self, "positions", tuple(given))
 
     @property
-    def places(self) -> tuple[int, ...] | None:
+    def indices(self) -> tuple[int, ...] | None:
         """`positions` as a tuple."""
         return self.positions  # type: ignore[return-value]
 
     @property
     @abstractmethod
-    def words(self) -> str:
-        """What is done, for a table or a figure."""
+    def description(self) -> str:
+        """The change in a few words, for a table or a figure."""
 
 
 @dataclass(frozen=True)
 class Scale(Change):
-    """`w <- factor * w` where the expert is selected; nothing elsewhere.
+    """`w <- factor * w` where the expert is selected; no change elsewhere.
 
     Attributes:
         factor: Any finite number; 1 changes nothing, bit for bit.
@@ -78,17 +78,17 @@ class Scale(Change):
         _finite(self.factor, "factor")
 
     @property
-    def words(self) -> str:
-        """What is done, for a table or a figure."""
+    def description(self) -> str:
+        """The change in a few words, for a table or a figure."""
         return f"weight × {self.factor:g}"
 
 
 @dataclass(frozen=True)
 class Set(Change):
-    """The expert's weight becomes `value`; where it is not selected, it takes a selected expert's place.
+    """The expert's weight becomes `value`; where it is not selected, it takes the slot of a selected expert.
 
-    The place is that of the selected expert to which the router gave the least weight (of equal ones, the higher id),
-    other experts that are set at that token left aside.
+    The slot is that of the selected expert with the least router weight (of equal ones, the higher id), without other
+    experts that are set at that token.
 
     Attributes:
         value: Any finite number.
@@ -101,56 +101,56 @@ class Set(Change):
         _finite(self.value, "value")
 
     @property
-    def words(self) -> str:
-        """What is done, for a table or a figure."""
+    def description(self) -> str:
+        """The change in a few words, for a table or a figure."""
         return f"weight set to {self.value:g}"
 
 
 @dataclass(frozen=True)
 class Ablate(Change):
-    """Weight 0 where the expert is selected, no replacement, the others unchanged."""
+    """Weight 0 where the expert is selected, no replacement, the other weights unchanged."""
 
     @property
-    def words(self) -> str:
-        """What is done, for a table or a figure."""
+    def description(self) -> str:
+        """The change in a few words, for a table or a figure."""
         return "ablated"
 
 
 @dataclass(frozen=True)
 class Replace(Change):
-    """The expert can't be selected, and the family's own router chooses and weighs again, as if it did not exist.
+    """The expert cannot be selected, and the family's own router selects and weights again, as if it did not exist.
 
-    Its selection score is -inf after any bias, and it takes no part in softmaxes and sums: what the router decides is
-    what it would without that expert's row. So weights change also at tokens that did not choose the expert, where the
-    family's weights are shares of a softmax over all experts.
+    Its selection score is -inf after any bias, and it is left out of softmaxes and sums: the router decides as it would
+    without that expert's row. Where the family's weights come from a softmax over all experts, weights therefore also
+    change at tokens that did not select the expert.
     """
 
     @property
-    def words(self) -> str:
-        """What is done, for a table or a figure."""
+    def description(self) -> str:
+        """The change in a few words, for a table or a figure."""
         return "replaced"
 
 
 def _finite(value: float, what: str) -> None:
     if not math.isfinite(value):
-        raise UsageError(f"a {what} of {value}", expected="a finite number")
+        raise UsageError(f"`{what}={value}`", expected="a finite number")
 
 
 def apply(
     call: ExpertCall, placed: Sequence[tuple[Change, Tensor | None]], rule: RouterRule | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What a layer's experts are called with when these changes are in force.
+    """The arguments of a layer's experts with these changes in force.
 
     Args:
-        call: What the router decided; with logits if an expert is replaced.
-        placed: Changes of this layer, in order, each with the mask (N,) of the rows it acts on; None: all.
-        rule: The layer's routing rule; only needed if an expert is replaced.
+        call: The router's decision; with logits if an expert is replaced.
+        placed: Changes of this layer, in order, each with the mask (N,) of the rows that it acts on; None: all.
+        rule: The layer's routing rule; required if an expert is replaced.
 
     Returns:
         `(expert_ids_NK, weights_NK)`; new tensors where anything changes.
 
     Raises:
-        UsageError: More experts are set at a token than it has places; or too few are left to choose from.
+        UsageError: More experts are set at a token than it has slots; or too few are left to select from.
     """
     ids_NK, weights_NK = _chosen_again(call, placed, rule)
     routed_NK = weights_NK.detach()
@@ -159,7 +159,7 @@ def apply(
         if isinstance(change, Replace):
             continue
         if isinstance(change, Set):
-            ids_NK = _given_a_place(ids_NK, routed_NK, change, at_N, sets)
+            ids_NK = _with_slot(ids_NK, routed_NK, change, at_N, sets)
         hit_NK = _where(ids_NK == change.expert, at_N)
         if isinstance(change, Scale):
             weights_NK = torch.where(hit_NK, weights_NK * change.factor, weights_NK)
@@ -175,7 +175,7 @@ def _where(hit_NK: Tensor, at_N: Tensor | None) -> Tensor:
 def _chosen_again(
     call: ExpertCall, placed: Sequence[tuple[Change, Tensor | None]], rule: RouterRule | None
 ) -> tuple[Tensor, Tensor]:
-    """What the router decides without the experts that are replaced."""
+    """The router's decision without the experts that are replaced."""
     gone = [(change, at_N) for change, at_N in placed if isinstance(change, Replace)]
     if not gone:
         return call.expert_ids_NK, call.weights_NK
@@ -190,11 +190,11 @@ def _chosen_again(
         excluded_NE[:, change.expert] |= here_N
         acts_N |= here_N
     ids_NK, weights_NK = rule.route(call.logits_NE, excluded_NE)
-    # Within the groups a token may choose from, fewer may be left than it chooses.
+    # Within the groups that a token may select from, fewer experts may be left than it selects.
     choices = num_experts * rule.num_groups_selected // rule.num_groups - len({change.expert for change, _ in gone})
     if choices < num_selected and bool(excluded_NE.gather(1, ids_NK).any()):
         raise UsageError(
-            f"layer {call.layer}: with {len(gone)} experts replaced, fewer than {num_selected} are left to choose from",
+            f"layer {call.layer}: with {len(gone)} experts replaced, fewer than {num_selected} are left to select from",
             remedy="replace fewer, or use Ablate",
         )
     acts_N1 = acts_N.unsqueeze(-1)
@@ -202,10 +202,10 @@ def _chosen_again(
     return chosen_NK, torch.where(acts_N1, weights_NK.to(call.weights_NK.dtype), call.weights_NK)
 
 
-def _given_a_place(
+def _with_slot(
     ids_NK: Tensor, routed_NK: Tensor, change: Change, at_N: Tensor | None, sets: Sequence[tuple[Set, Tensor | None]]
 ) -> Tensor:
-    """Ids in which the expert has a place wherever it is set."""
+    """Expert ids in which the expert has a slot wherever it is set."""
     lacking_N1 = ~(ids_NK == change.expert).any(-1, keepdim=True)
     kept_NK = torch.zeros_like(ids_NK, dtype=torch.bool)
     for other, at_other_N in sets:
@@ -217,7 +217,7 @@ def _given_a_place(
         if bool(full_N1.any()):
             raise UsageError(
                 f"{len(sets)} experts of layer {change.layer} are set at one token",
-                expected=f"at most {ids_NK.shape[1]}, the experts a token is sent to",
+                expected=f"at most {ids_NK.shape[1]}, the experts that a token is routed to",
             )
     slot_N1 = torch.where(key_NK == least_N1, ids_NK, -1).argmax(-1, keepdim=True)
     slots_NK = torch.zeros_like(kept_NK).scatter_(1, slot_N1, True)
@@ -225,8 +225,8 @@ def _given_a_place(
 
 
 def _with_former_sum(former_NK: Tensor, weights_NK: Tensor, placed: Sequence[tuple[Change, Tensor | None]]) -> Tensor:
-    """Weights that sum to what they did, at the rows of changes that ask for it."""
-    masks = [at_N for change, at_N in placed if change.renormalise]
+    """Weights rescaled to their former sum, at the rows of changes with `renormalize`."""
+    masks = [at_N for change, at_N in placed if change.renormalize]
     if not masks:
         return weights_NK
     before_N1 = former_NK.float().sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What an effect stands beside: the same change, done to random experts of the same layer matched by usage."""
+"""Controls of an effect: the same change of random experts of the same layer, matched by usage."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from moescope.records import Routing
 
 NUM_CONTROLS = 20
-"""Experts drawn for a control, where the layer has that many."""
+"""Experts drawn as controls, where the layer has that many."""
 POOL = 1.5
-"""Of how many times as many experts, those nearest in usage, they are drawn."""
+"""Controls are drawn among this many times as many experts, those nearest in usage."""
 USAGE_TOKENS = 4_000
 """Tokens of text in which usage is counted."""
 
@@ -31,13 +31,13 @@ Target = tuple[int, int]
 
 @dataclass(frozen=True)
 class Usage:
-    """How often experts were chosen in a sample of text.
+    """How often each expert is selected in a sample of text.
 
     Attributes:
         counts: Layer -> `N_e`, int64 (E,).
         num_tokens: `N`, tokens counted.
-        corpus: Where they come from.
-        sampler: Which they were.
+        corpus: Source of the tokens.
+        sampler: The sample of tokens.
     """
 
     counts: Mapping[int, NDArray[np.int64]]
@@ -60,7 +60,9 @@ def count_usage(
     batch_tokens: int = 8192,
     progress: Callable[[int], None] | None = None,
 ) -> Usage:
-    """Counts how often each expert is chosen, in one pass that ends at the deepest layer asked.
+    """Counts how often each expert is selected, in one pass that ends at the deepest of the layers.
+
+    Interventions in force are in force here too: the counts are those of the changed model.
 
     Args:
         model: The model.
@@ -107,17 +109,17 @@ def count_usage(
 def matched_experts(
     counts_E: NDArray[np.int64], expert: int, *, num: int = NUM_CONTROLS, exclude: Sequence[int] = (), seed: int = 0
 ) -> list[int]:
-    """Random experts of a layer that are used about as much as one of them, each once.
+    """Random experts of a layer whose usage is near that of a given one.
 
-    Drawn without replacement of the `1.5 num` others whose usage is nearest, by the ratio of `N_e + 1`; of equal ones
-    those of lower ids.
+    They are drawn without replacement among the `1.5 num` other experts of nearest usage, by the ratio of `N_e + 1`; of
+    equally near ones those of lower ids.
 
     Args:
-        counts_E: How often each expert of the layer was chosen.
-        expert: Whom they are to match.
-        num: How many; fewer where the layer has not that many.
+        counts_E: How often each expert of the layer is selected.
+        expert: The expert to match.
+        num: Number of experts; fewer where the layer does not have that many.
         exclude: Experts never to draw.
-        seed: Draws them, together with `expert`.
+        seed: Seed of the draw, together with `expert`.
     """
     pool = _pool(counts_E, expert, num, exclude)
     generator = np.random.default_rng([seed, expert])
@@ -127,15 +129,15 @@ def matched_experts(
 def matched_draws(
     counts: Mapping[int, NDArray[np.int64]], targets: Sequence[Target], *, num: int = NUM_CONTROLS, seed: int = 0
 ) -> list[dict[Target, int]]:
-    """Controls for several experts at once: in each draw every target has a matched expert of its own layer.
+    """Controls for several experts at once: each draw has for every target a matched expert of its layer.
 
-    No draw has an expert twice or one of the targets, and no two draws are the same; so there may be fewer than `num`.
+    No draw has an expert twice or one of the targets, and no two draws are equal; there may thus be fewer than `num`.
 
     Args:
-        counts: Layer -> how often each of its experts was chosen.
+        counts: Layer -> how often each of its experts is selected.
         targets: Layer and expert of each target.
-        num: How many draws.
-        seed: Draws them.
+        num: Number of draws.
+        seed: Seed of the draws.
     """
     targets = list(dict.fromkeys(targets))
     taken = {layer: [expert for other, expert in targets if other == layer] for layer, _ in targets}
@@ -161,7 +163,7 @@ def matched_draws(
 
 
 def on_others(changes: Sequence[Change], draw: Mapping[Target, int]) -> list[Change]:
-    """The same changes, done to the experts of a draw."""
+    """The same changes of the experts of a draw."""
     return [replace(change, expert=draw[change.layer, change.expert]) for change in changes]
 
 

@@ -1,14 +1,14 @@
-"""What the loss would be without each expert, as gradients tell: one forward and one backward pass for all of them.
+"""The effect of ablating each expert on the loss, estimated by gradient: one forward and one backward pass for all.
 
-With `w_te` the weight applied to expert e at token t and `L` a document's loss, taking the expert away changes the loss
-by `-Σ_t w_te ∂L/∂w_te` as long as the loss is straight in its weights (Molchanov et al. 2019, "Importance Estimation
-for Neural Network Pruning", their first-order criterion, on weights of experts and with its sign kept). The gradient
-takes in what later layers and later tokens make of it, routers included, but not that a router may choose otherwise.
+With `w_te` the weight applied to expert e at token t and `L` a document's loss, ablating the expert changes the loss by
+`-Σ_t w_te ∂L/∂w_te` to first order (Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", their
+first-order criterion, on weights of experts and with its sign kept). The gradient includes the effect on later layers
+and later tokens, routers' probabilities among them, but not that a router may then select other experts.
 
-A trained model has little slope left in any direction, and what is left is mostly noise: an expert that is needed sits
-at the bottom of a valley. So the valley's curvature is added, `½ Σ_t (w_te ∂L/∂w_te)²`: for a log loss the second
-derivative is on average the squared first one, the Fisher information (Theis et al. 2018, "Faster gaze prediction with
-dense networks and Fisher pruning", arXiv 1801.05787), here without what different tokens have in common.
+In a trained model the first-order term is near 0 and mostly noise, since the loss is near a minimum in each weight. The
+second-order term is therefore added, `½ Σ_t (w_te ∂L/∂w_te)²`: for a log loss the second derivative is on average the
+squared first one, the Fisher information (Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher
+pruning", arXiv 1801.05787), here without the cross terms of different tokens.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """What the gradient tells of ablating each expert, document by document.
+    """The estimated effect of ablating each expert, by document.
 
     Attributes:
-        effects_BLE: The first-order effect, `-Σ_t w ∂L/∂w` over the document's tokens, nats, float64.
-        curvatures_BLE: What its curvature adds, `½ Σ_t (w ∂L/∂w)²`, nats, float64.
-        selected_BLE: Counted tokens of the document that chose the expert, int64.
+        effects_BLE: The first-order term, `-Σ_t w ∂L/∂w` over the document's tokens, nats, float64.
+        curvatures_BLE: The second-order term, `½ Σ_t (w ∂L/∂w)²`, nats, float64.
+        selected_BLE: Counted tokens of the document that selected the expert, int64.
         weights_BLE: The sum of the weights applied to the expert at them, float64.
-        losses_B: Nats lost at the document's predicted tokens, float64.
-        predicted_B: Its predicted tokens: counted ones of which the next token is known, int64.
+        losses_B: The loss summed over the document's predicted tokens, nats, float64.
+        predicted_B: Its predicted tokens: counted ones with a known next token, int64.
     """
 
     effects_BLE: Tensor
@@ -53,7 +53,7 @@ class FirstOrder:
 
 @dataclass
 class _ZeroAdder:
-    """Adds zeros that ask for a gradient to a layer's weights, and keeps them."""
+    """Adds zeros that require a gradient to a layer's weights, and keeps them."""
 
     ids_NK: Tensor | None = None
     weights_NK: Tensor | None = None
@@ -66,11 +66,11 @@ class _ZeroAdder:
 
 
 def first_order_effects(model: MoEModel, batch: Batch, layers: Sequence[int] | None = None) -> FirstOrder:
-    """Δ loss of ablating each expert of these layers as gradients tell it, in each document of a batch.
+    """Δ loss of ablating each expert of these layers, estimated by gradient, in each document of a batch.
 
-    The model's parameters ask for no gradient while this runs, so that none is computed for them; the head is run
-    forward and backward a few tokens at a time. What is left in memory is the activations of the layers from the first
-    asked on: give it small batches. On a CPU the same batch gives the same bits each time.
+    No gradient is computed for the model's parameters; the head is run forward and backward a few tokens at a time.
+    Memory holds the activations from the first of the layers on, so batches should be small. On a CPU the same batch
+    gives the same bits each time.
 
     Args:
         model: A complete model.
@@ -89,11 +89,11 @@ def first_order_effects(model: MoEModel, batch: Batch, layers: Sequence[int] | N
         with transformed(model.seams, {layer: [adder] for layer, adder in adders.items()}):
             hidden_BSM = model.last_hidden(batch.input_ids_BS)
         assert hidden_BSM is not None
-        places_T = batch.keep_T[known_T].to(hidden_BSM.device)
-        states_TM = hidden_BSM.flatten(0, 1).index_select(0, places_T)
+        flat_T = batch.keep_T[known_T].to(hidden_BSM.device)
+        states_TM = hidden_BSM.flatten(0, 1).index_select(0, flat_T)
         leaf_TM = states_TM.detach().requires_grad_()
         losses_T = states_TM.new_zeros(0, dtype=torch.float32)
-        if places_T.shape[0]:
+        if flat_T.shape[0]:
             losses_T = backward(model, leaf_TM, next_T[known_T])
             states_TM.backward(leaf_TM.grad)  # type: ignore[no-untyped-call]
     rows_T = batch.tokens.rows_T[known_T]
@@ -143,24 +143,23 @@ def _by_document(num_experts: int, batch: Batch, adder: _ZeroAdder) -> tuple[Ten
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """For as long as it lasts, no parameter asks for a gradient."""
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in asking:
+    """Within the context, no parameter requires a gradient."""
+    requiring = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in requiring:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asking:
+        for parameter in requiring:
             parameter.requires_grad_(True)
 
 
 @contextmanager
 def _in_fixed_order() -> Iterator[None]:
-    """For as long as it lasts, torch adds up in a fixed order wherever it can.
+    """Within the context, torch sums in a fixed order wherever it can.
 
-    By default the gradient of picking each expert's tokens is summed by several threads at once on a CPU, in whatever
-    order they come; in a fixed order it takes no longer. On a GPU some operations have no such order, which torch warns
-    of at each.
+    By default, on a CPU, the gradient of gathering each expert's tokens is summed by several threads in no fixed order;
+    a fixed order takes no longer. On a GPU some operations have none, of which torch warns at each.
     """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()

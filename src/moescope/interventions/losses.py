@@ -1,4 +1,4 @@
-"""What it costs a model to predict the next tokens of a batch, token by token."""
+"""The next-token loss of a batch, token by token."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from moescope.corpora import Batch
     from moescope.models import MoEModel
 
-# Logits of so many bytes at a time stay in a CPU's cache between the head and the softmax; a GPU wants more at once.
+# Logits of this many bytes stay in a CPU's cache between the head and the softmax; a GPU is faster with more.
 _CPU_LOGIT_BYTES = 8 * 2**20
 _GPU_LOGIT_BYTES = 64 * 2**20
 _FEWEST_ROWS = 256
 
 
 def next_tokens(batch: Batch) -> Tensor:
-    """The true next token of each place of a batch, int64 (B, S); -1 where nothing is to be predicted.
+    """The true next token at each position of a batch, int64 (B, S); -1 where there is none.
 
-    That is at padding, at tokens that are not counted, and where a document ends or a special token follows.
+    There is none at padding, at tokens that are not counted, and where a document ends or a special token follows.
     """
     next_BS = torch.full_like(batch.input_ids_BS, -1)
     next_BS.view(-1)[batch.keep_T] = batch.tokens.next_token_ids_T
@@ -36,7 +36,7 @@ def token_losses(model: MoEModel, hidden_nM: Tensor, next_n: Tensor) -> Tensor:
     Args:
         model: A complete model.
         hidden_nM: Last hidden states.
-        next_n: Their true next tokens, none of them -1.
+        next_n: Their true next tokens, all of them 0 or more.
     """
     parts = [
         F.cross_entropy(model.logits(states_nM).float(), next_ids_n, reduction="none")
@@ -46,10 +46,10 @@ def token_losses(model: MoEModel, hidden_nM: Tensor, next_n: Tensor) -> Tensor:
 
 
 def backward(model: MoEModel, hidden_nM: Tensor, next_n: Tensor) -> Tensor:
-    """Runs the sum of all losses backward through the head alone, a part at a time.
+    """Runs the sum of all losses backward through the head alone, in parts.
 
     Returns:
-        Each token's loss in nats, and leaves the gradient with respect to `hidden_nM` (a leaf) in its `.grad`.
+        Each token's loss in nats. The gradient with respect to `hidden_nM` (a leaf) is in its `.grad`.
     """
     losses = []
     for states_nM, next_ids_n in _chunks(model, hidden_nM, next_n):
@@ -69,7 +69,7 @@ def _chunks(model: MoEModel, hidden_nM: Tensor, next_n: Tensor) -> list[tuple[Te
 
 
 def check_complete(model: MoEModel, what: str) -> None:
-    """Refuses what needs the whole depth.
+    """Refuses a model that is not loaded to its whole depth.
 
     Raises:
         ModelError: The model was loaded down to some layer only.

@@ -1,6 +1,6 @@
-"""One pass kept, and run again from a layer on: what lies below a change is the same with and without it.
+"""One pass kept, and run again from a layer on: everything below a change is the same with and without it.
 
-Family-agnostic: a block below is made to hand on what it was given, and the family's own forward computes positions,
+Independent of the family: a block below is made to return its input, and the family's own forward computes positions,
 masks and everything after the changed layer.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moescope.interventions.losses import check_complete, next_tokens, token_losses
 from moescope.models.experts import SortedOutputs
+from moescope.models.patching import replaced
 from moescope.models.seam import ExpertCall, hooked, stock
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class KeptPass:
-    """What one forward pass over a batch leaves behind.
+    """What is kept of one forward pass over a batch.
 
     Attributes:
         input_ids_BS: The batch.
-        next_BS: The true next token of each place, -1 where nothing is to be predicted.
-        losses_BS: Nats lost at each of those places, float32; 0 elsewhere.
-        lengths_B: Places of each row up to the last that is counted; what comes after can't matter.
-        inputs: For each layer kept, what its block was given, B x S x M.
-        calls: For each layer kept, what its experts were called with.
-        outputs: For each layer kept, what its routed experts put out together, N x M.
+        next_BS: The true next token at each position, -1 where nothing is predicted.
+        losses_BS: Loss at each of those positions, nats, float32; 0 elsewhere.
+        lengths_B: Length of each row up to its last counted token; what comes after has no effect.
+        inputs: For each layer kept, its block's input, B x S x M.
+        calls: For each layer kept, the call of its experts.
+        outputs: For each layer kept, the summed output of its routed experts, N x M.
     """
 
     input_ids_BS: Tensor
@@ -59,9 +60,9 @@ class _CallKeeper:
 
 @torch.inference_mode()
 def keep(model: MoEModel, batch: Batch, layers: Sequence[int]) -> KeptPass:
-    """Runs a batch through the whole model once and keeps what running it again from these layers on needs.
+    """Runs a batch through the whole model once and keeps what is needed to run it again from these layers on.
 
-    Keeps three hidden states a layer and token: `3 L N M` numbers.
+    Takes memory for three hidden states per layer and token: `3 L N M` numbers.
 
     Args:
         model: A complete model.
@@ -79,19 +80,16 @@ def keep(model: MoEModel, batch: Batch, layers: Sequence[int]) -> KeptPass:
     ends_BS = counted_BS * torch.arange(1, length + 1, device=next_BS.device)
     kept = KeptPass(batch.input_ids_BS, next_BS, torch.zeros(next_BS.shape, device=next_BS.device), ends_BS.amax(1))
     blocks = model.blocks
-    handles = [
-        blocks[layer].register_forward_pre_hook(_input_keeper(kept.inputs, layer), with_kwargs=True) for layer in layers
-    ]
-    handles += [model.experts(layer).register_forward_hook(_output_keeper(kept.outputs, layer)) for layer in layers]
     seams = {layer: model.seams[layer] for layer in layers}
-    try:
-        with hooked(seams, logits=False):
-            for seam in seams.values():
-                seam.listener = _CallKeeper(kept.calls)
-            hidden_BSM = model.last_hidden(batch.input_ids_BS)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for layer in layers:
+            keep_input, keep_output = _input_keeper(kept.inputs, layer), _output_keeper(kept.outputs, layer)
+            stack.callback(blocks[layer].register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+            stack.callback(model.experts(layer).register_forward_hook(keep_output).remove)
+        stack.enter_context(hooked(seams, logits=False))
+        for seam in seams.values():
+            seam.listener = _CallKeeper(kept.calls)
+        hidden_BSM = model.last_hidden(batch.input_ids_BS)
     assert hidden_BSM is not None
     at_BS = next_BS >= 0
     kept.losses_BS[at_BS] = token_losses(model, hidden_BSM[at_BS.to(hidden_BSM.device)], next_BS[at_BS]).to(
@@ -117,51 +115,44 @@ def _output_keeper(outputs: dict[int, Tensor], layer: int) -> Any:
 
 @contextmanager
 def starting_at(model: MoEModel, layer: int, hidden_BSM: Tensor) -> Iterator[None]:
-    """For as long as it lasts, a pass computes nothing below `layer`, whose block is given these states."""
+    """Within the context, a pass computes nothing below `layer`, whose block gets these states as its input."""
     with ExitStack() as stack:
         for below in range(layer):
             given = hidden_BSM if below == 0 else None
-            stack.enter_context(_replaced(model.blocks[below], given))
+            stack.enter_context(_returning(model.blocks[below], given))
         yield
 
 
 @contextmanager
 def experts_giving(model: MoEModel, layer: int, outputs_NM: Tensor) -> Iterator[None]:
-    """For as long as it lasts, a layer's routed experts together put out this, whatever they are called with."""
-    with _replaced(model.experts(layer), outputs_NM):
+    """Within the context, the summed output of a layer's routed experts is this, whatever they are called with."""
+    with _returning(model.experts(layer), outputs_NM):
         yield
 
 
 @contextmanager
-def _replaced(module: nn.Module, output: Tensor | None) -> Iterator[None]:
+def _returning(module: nn.Module, output: Tensor | None) -> Iterator[None]:
     """Lets a module return `output`, or its first argument if that is None, without computing anything."""
-    own = module.__dict__.get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if output is not None:
             return output
         return args[0] if args else kwargs["hidden_states"]
 
-    module.__dict__["forward"] = forward
-    try:
+    with replaced(module, forward=forward):
         yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
 
 
 @torch.inference_mode()
 def run_again(model: MoEModel, layer: int, input_ids_BS: Tensor, hidden_BSM: Tensor, outputs_NM: Tensor) -> Tensor:
-    """The last hidden states, B x S x M, when a layer's routed experts together put out something else.
+    """The last hidden states, B x S x M, with another output of a layer's routed experts.
 
     Args:
         model: A complete model.
         layer: The layer that is changed.
         input_ids_BS: Rows of a batch.
-        hidden_BSM: What the layer's block was given for these rows.
-        outputs_NM: What the routed experts are to put out, already weighted and summed, rows first.
+        hidden_BSM: The layer's block's input for these rows.
+        outputs_NM: The routed experts' output, weighted and summed, rows first.
     """
     with starting_at(model, layer, hidden_BSM), experts_giving(model, layer, outputs_NM):
         last_BSM = model.last_hidden(input_ids_BS)
@@ -171,10 +162,10 @@ def run_again(model: MoEModel, layer: int, input_ids_BS: Tensor, hidden_BSM: Ten
 
 @torch.inference_mode()
 def outputs_without(model: MoEModel, call: ExpertCall, tokens_n: Tensor, experts: Tensor) -> Tensor:
-    """What a layer's routed experts put out together at some tokens when the weight of some experts is 0, n x M.
+    """The summed output of a layer's routed experts at some tokens with the weight of some experts 0, n x M.
 
-    Only these tokens go through their experts again, and as the stock implementation has it: exact in any dtype, which
-    taking the expert's part away from a rounded sum is not.
+    Only these tokens go through their experts again, by the stock implementation: exact in any dtype, which subtracting
+    the expert's part from a rounded sum is not.
     """
     ids_nK = call.expert_ids_NK[tokens_n]
     weights_nK = call.weights_NK[tokens_n].masked_fill(torch.isin(ids_nK, experts), 0.0)

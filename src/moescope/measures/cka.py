@@ -1,6 +1,6 @@
-"""How alike experts' outputs are on the same tokens: HSIC of all pairs at once, and the CKA that follows from it.
+"""Similarity of experts' outputs on the same tokens: HSIC of all pairs at once, and the CKA that follows from it.
 
-Every expert i gives a Gram matrix `K_i = X_i X_i^T` of its N x M outputs. With column-centred outputs (which changes
+Every expert i gives a Gram matrix `K_i = X_i X_i^T` of its N x M outputs. With column-centered outputs (which changes
 neither estimator), `d_i` the diagonal of `K_i` and `K'_i` the matrix with zeros there, rows of `K'_i` sum to `-d_i` and
 both estimators need only `P_ij = <K'_i, K'_j>` and `<d_i, d_j>`:
 
@@ -11,7 +11,7 @@ both estimators need only `P_ij = <K'_i, K'_j>` and `<d_i, d_j>`:
 with `|d|` a sum. `P` of all pairs is one matrix product of the flattened Gram matrices. CKA is `HSIC_ij / sqrt(HSIC_ii
 HSIC_jj)`: with the biased one linear CKA (Kornblith et al. 2019), with the unbiased one debiased CKA.
 
-Names here end in V, the variables compared: the experts, and where wanted the layer's inputs as the last one.
+Names here end in V, the variables compared: the experts and, for deconfounded CKA, the layer's inputs as the last one.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 MIN_TOKENS = 4
-"""Fewest tokens the unbiased estimator is defined for."""
+"""Fewest tokens that the unbiased estimator is defined for."""
 
 _CHUNK_BYTES = 8 * 2**20
-"""Centred outputs held at a time: they should still be in the cache when they are multiplied."""
+"""Centered outputs held at a time: they should still be in the cache when they are multiplied."""
 _STRIPES = 4
 """Parts of a Gram matrix, which is symmetric."""
 
@@ -58,9 +58,9 @@ class HSIC:
 
         Args:
             biased: Linear CKA instead of the debiased one.
-            given_last: Deconfounded CKA: before comparing, the last variable's centred Gram matrix is regressed out of
+            given_last: Deconfounded CKA: before comparing, the last variable's centered Gram matrix is regressed out of
                 the others', `HSIC_ij - HSIC_ix HSIC_jx / HSIC_xx` in all three terms (Cui et al. 2022, who regress the
-                Gram matrices before centring them; after it, the intercept is regressed out too). V is one less.
+                Gram matrices before centering them; after it, the intercept is regressed out too). V is one less.
 
         Returns:
             NaN where a variable does not vary.
@@ -68,38 +68,38 @@ class HSIC:
         whole_VV, without_GVV = (self.biased_VV, self.biased_GVV) if biased else (self.unbiased_VV, self.unbiased_GVV)
         if given_last:
             whole_VV, without_GVV = _given_last(whole_VV), _given_last(without_GVV)
-        return _normalised(whole_VV), _normalised(without_GVV)
+        return _normalized(whole_VV), _normalized(without_GVV)
 
 
 def _given_last(hsic_xVV: Tensor) -> Tensor:
-    """What is left of HSIC among the others once the last variable's Gram matrix is regressed out."""
+    """HSIC among the others after the last variable's Gram matrix was regressed out."""
     with_last_xV1, last_x11 = hsic_xVV[..., :-1, -1:], hsic_xVV[..., -1:, -1:]
     explained_xVV = with_last_xV1 * with_last_xV1.mT / last_x11
-    rest_xVV = hsic_xVV[..., :-1, :-1] - torch.where(last_x11 > 0, explained_xVV, 0.0)
-    # What is left of a variable that is the last one's multiple is rounding, and has no direction.
-    own_xV = rest_xVV.diagonal(dim1=-2, dim2=-1)
-    nothing_xV = own_xV <= 1e-6 * hsic_xVV.diagonal(dim1=-2, dim2=-1)[..., :-1]
-    return torch.where(nothing_xV.unsqueeze(-1) | nothing_xV.unsqueeze(-2), torch.nan, rest_xVV)
+    remainder_xVV = hsic_xVV[..., :-1, :-1] - torch.where(last_x11 > 0, explained_xVV, 0.0)
+    # The remainder of a variable that is a multiple of the last one is rounding error, without direction.
+    own_xV = remainder_xVV.diagonal(dim1=-2, dim2=-1)
+    rounding_xV = own_xV <= 1e-6 * hsic_xVV.diagonal(dim1=-2, dim2=-1)[..., :-1]
+    return torch.where(rounding_xV.unsqueeze(-1) | rounding_xV.unsqueeze(-2), torch.nan, remainder_xVV)
 
 
-def _normalised(hsic_xVV: Tensor) -> Tensor:
+def _normalized(hsic_xVV: Tensor) -> Tensor:
     own_xV = hsic_xVV.diagonal(dim1=-2, dim2=-1)
     scale_xV = torch.where(own_xV > 0, own_xV, torch.nan).sqrt()
     return hsic_xVV / (scale_xV.unsqueeze(-1) * scale_xV.unsqueeze(-2))
 
 
 class Scratch:
-    """Memory that is used again: fresh pages for every minibatch would cost a good part of the products' time."""
+    """Memory that is reused: fresh pages for every minibatch would take a considerable part of the products' time."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def empty(self, name: str, shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A tensor whose content is arbitrary, and gone when the same name is asked for again."""
-        size, kept = math.prod(shape), self._kept.get(name)
-        if kept is None or kept.numel() < size or (kept.dtype, kept.device) != (dtype, like.device):
-            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=like.device)
-        return kept[:size].view(*shape)
+        """A tensor with arbitrary content, valid until the same name is requested again."""
+        size, buffer = math.prod(shape), self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or (buffer.dtype, buffer.device) != (dtype, like.device):
+            buffer = self._buffers[name] = torch.empty(size, dtype=dtype, device=like.device)
+        return buffer[:size].view(*shape)
 
 
 def hsic(
@@ -161,7 +161,7 @@ def _gram(outputs_vNM: Tensor, gram_vNN: Tensor) -> None:
 
 
 def variables_at_a_time(shape: Sequence[int]) -> Iterator[slice]:
-    """Parts of V variables of N x M outputs, given (V, N, M), that are small enough to stay in the cache."""
+    """Slices of the V variables of (V, N, M) outputs that are small enough to stay in the cache."""
     num_variables, num_tokens, width = shape
     step = max(1, _CHUNK_BYTES // (4 * max(1, num_tokens * width)))
     for start in range(0, num_variables, step):
@@ -169,7 +169,7 @@ def variables_at_a_time(shape: Sequence[int]) -> Iterator[slice]:
 
 
 class PairSums:
-    """What HSIC of all pairs needs of the Gram matrices, whoever computes them, whole or tile by tile.
+    """Sums over Gram matrices, computed whole or tile by tile, from which HSIC of all pairs follows.
 
     Attributes:
         diagonal_VN: Diagonals of `K_i`.
@@ -212,8 +212,10 @@ class PairSums:
         for group, (start, end) in enumerate(self.bounds):
             products_VV = self.all_VV - 2 * self.rows_GVV[group] + self.inside_GVV[group]
             sums_VN = -self.diagonal_VN - self.towards_GVN[group]
-            kept = [torch.cat([values[:, :start], values[:, end:]], dim=1) for values in (sums_VN, self.diagonal_VN)]
-            biased[group], unbiased[group] = _estimates(products_VV, *kept)
+            remaining = [
+                torch.cat([values[:, :start], values[:, end:]], dim=1) for values in (sums_VN, self.diagonal_VN)
+            ]
+            biased[group], unbiased[group] = _estimates(products_VV, *remaining)
         return HSIC(biased_VV, unbiased_VV, biased, unbiased, self.num_tokens_G, self.num_tokens)
 
 
@@ -240,7 +242,7 @@ def _estimates(products_VV: Tensor, row_sums_VN: Tensor, diagonal_VN: Tensor) ->
 
 
 def minibatches(num_tokens: int, size: int = 256) -> list[tuple[int, int]]:
-    """First and last (exclusive) token of each minibatch: as many of nearly equal size as come nearest to `size`."""
+    """First and last (exclusive) token of each minibatch, all of nearly equal size, as near to `size` as possible."""
     count = max(1, round(num_tokens / size))
     ends = [num_tokens * index // count for index in range(count + 1)]
     return list(itertools.pairwise(ends))
@@ -262,7 +264,7 @@ class MinibatchHSIC:
 
     def add(self, part: HSIC) -> None:
         """Takes in one minibatch; all must have the same variables and groups."""
-        known_G = part.unbiased_GVV.flatten(1).isfinite().any(1)  # else hardly anything is left without that group
+        known_G = part.unbiased_GVV.flatten(1).isfinite().any(1)  # else too few tokens are left without that group
         biased_GVV, unbiased_GVV = (
             torch.where(known_G.view(-1, 1, 1), values, 0.0) for values in (part.biased_GVV, part.unbiased_GVV)
         )

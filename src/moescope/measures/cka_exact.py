@@ -1,4 +1,4 @@
-"""HSIC of all pairs over all pairs of tokens: Gram matrices tile by tile, from outputs that may lie on disk.
+"""HSIC of all pairs over all pairs of tokens: Gram matrices tile by tile, from outputs that may be on disk.
 
 `V N M` outputs of 10,000 tokens, 64 experts and M = 2,048 take 2.6 GB in half precision, their Gram matrices 26 GB in
 float32. Neither is ever in memory: outputs come from a memory-mapped file, a slab of tokens at a time, and of the Gram
@@ -27,16 +27,16 @@ SLAB_BYTES = 640 * 2**20
 
 
 class OutputsFile:
-    """Outputs of V variables for N tokens, V x N x M, in half precision in a file that goes when it is closed.
+    """Outputs of V variables for N tokens, V x N x M, in half precision in a file that is deleted when it is closed.
 
     Each variable is divided by a power of two before it is stored, the one nearest to its first outputs' root mean
-    square, so that half precision's range suffices; neither CKA nor cosine changes.
+    square, so that the range of half precision suffices; neither CKA nor cosine changes.
 
     Args:
         num_variables: V.
         num_tokens: N.
         width: M.
-        folder: Where the file lies; None for the system's temporary folder.
+        folder: Folder of the file; None for the system's temporary folder.
 
     Attributes:
         outputs_VNM: The file as a tensor, float16.
@@ -58,7 +58,7 @@ class OutputsFile:
         """Writes the outputs of tokens from `start` on.
 
         Raises:
-            OverflowError: A number lies beyond 60,000 times its expert's root mean square.
+            OverflowError: A number exceeds 60,000 times its expert's root mean square.
         """
         outputs_VnM = outputs_VnM.to("cpu", torch.float32)
         if self._scale_V is None:
@@ -71,7 +71,7 @@ class OutputsFile:
             self.outputs_VNM[variable, start : start + part_nM.shape[0]] = part_nM
 
     def close(self) -> None:
-        """Lets the file go."""
+        """Deletes the file."""
         self.outputs_VNM = torch.empty(0)
         self._map = None
         self._file.close()
@@ -132,7 +132,7 @@ def exact_hsic(
     groups_N = None if groups_N is None else groups_N.to(device)
     sums = PairSums(num_variables, num_tokens, groups_N, num_groups, device)
     blocks = list(_blocks(sums.bounds or [(0, num_tokens)], tile))
-    mean_V1M, towards_VMG = _centres(outputs_VNM, blocks, num_groups, dtype, device)
+    mean_V1M, towards_VMG = _centers(outputs_VNM, blocks, num_groups, dtype, device)
     slab = max(tile, slab if slab is not None else SLAB_BYTES // (4 * num_variables * (width + tile)))
     size = max(block.size for block in blocks)
 
@@ -185,7 +185,7 @@ def _blocks(bounds: list[tuple[int, int]], tile: int) -> Iterator[_Block]:
             yield _Block(low, high, group)
 
 
-def _centres(
+def _centers(
     outputs_VNM: Tensor, blocks: list[_Block], num_groups: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Each variable's mean output (V, 1, M), and the sum of each group's outputs around it (V, M, G)."""

@@ -9,12 +9,12 @@ from torch import Tensor
 class CosineSums:
     """Mean over tokens of `cos(o_i(x), o_j(x))` for all pairs, from all tokens and without each group of documents.
 
-    A token for which an expert puts out zeros alone has no direction there and does not count for its pairs.
+    A token for which an expert's output is zero has no direction there and does not count for that expert's pairs.
 
     Args:
         num_variables: V.
         num_groups: G; 0 for no intervals.
-        device: Where sums lie.
+        device: Device of the sums.
     """
 
     def __init__(self, num_variables: int, num_groups: int = 0, device: torch.device | str = "cpu") -> None:
@@ -36,8 +36,8 @@ class CosineSums:
         Args:
             outputs_VnM: Outputs of all variables, any floating dtype.
             bounds: First and last (exclusive) token of each group.
-            mean_V1M: Subtracted first: the centred cosine.
-            at_a_time: Tokens normalised at a time.
+            mean_V1M: Subtracted first: the centered cosine.
+            at_a_time: Tokens normalized at a time.
         """
         dtype = torch.float64 if outputs_VnM.dtype == torch.float64 else torch.float32
         bounds = bounds or [(0, outputs_VnM.shape[1])]
@@ -51,11 +51,11 @@ class CosineSums:
             unit_VnM = part_VnM / torch.where(known_Vn, norms_Vn, 1.0).unsqueeze(-1)
             known_Vn = known_Vn.double()
             for group, (first, last) in enumerate(bounds):
-                own = slice(max(first, start) - start, min(last, end) - start)
-                if own.stop > max(own.start, 0):
-                    flat = unit_VnM[:, own].flatten(1)
+                part = slice(max(first, start) - start, min(last, end) - start)
+                if part.stop > max(part.start, 0):
+                    flat = unit_VnM[:, part].flatten(1)
                     self.sum_GVV[group] += (flat @ flat.T).double()
-                    self.count_GVV[group] += known_Vn[:, own] @ known_Vn[:, own].T
+                    self.count_GVV[group] += known_Vn[:, part] @ known_Vn[:, part].T
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Means of all pairs, (V, V), and without each group, (G, V, V); NaN where no token counts."""

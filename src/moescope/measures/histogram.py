@@ -1,7 +1,7 @@
 """Histograms on fixed edges: counted batch by batch, added up exactly, read back as quantiles.
 
-Bin i holds `edges[i] <= x < edges[i + 1]`. Counts have two places more than there are bins: the first counts what lies
-below the lowest edge, the last what lies above the highest.
+Bin i holds `edges[i] <= x < edges[i + 1]`. Counts have two cells more than there are bins: the first counts values
+below the lowest edge, the last those above the highest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Axis(Protocol):
-    """Where the edges are."""
+    """The edges of a histogram, and the cell of each value."""
 
     @property
     def num_bins(self) -> int:
@@ -27,7 +27,7 @@ class Axis(Protocol):
     def edges(self) -> NDArray[np.float64]:
         """(num_bins + 1,), ascending."""
 
-    def places(self, values: Tensor) -> Tensor:
+    def cells(self, values: Tensor) -> Tensor:
         """Index into the counts for each value: 0 below the axis, i + 1 in bin i, num_bins + 1 above; int32."""
 
 
@@ -52,22 +52,22 @@ class LinearAxis:
 
     def __post_init__(self) -> None:
         if not (self.high > self.low and self.num_bins > 0):
-            raise ValueError(f"no axis: {self}")
+            raise ValueError(f"not an axis: {self}")
 
     @cached_property
     def edges(self) -> NDArray[np.float64]:
         """(num_bins + 1,), ascending."""
         return np.linspace(self.low, self.high, self.num_bins + 1)
 
-    def places(self, values: Tensor) -> Tensor:
+    def cells(self, values: Tensor) -> Tensor:
         """Index into the counts for each value, int32; NaN falls to either end."""
         per_unit = self.num_bins / (self.high - self.low)
         first = torch.tensor(1.0 - self.low * per_unit, dtype=values.dtype)  # on the CPU: no copy to wait for
-        places = torch.add(first, values, alpha=per_unit).clamp_(0, self.num_bins + 1).to(torch.int32)
-        places.clamp_(min=0)  # NaN became some integer
+        cells = torch.add(first, values, alpha=per_unit).clamp_(0, self.num_bins + 1).to(torch.int32)
+        cells.clamp_(min=0)  # NaN became some integer
         if self.closed:
-            places.sub_((values == self.high).view(torch.int8))
-        return places
+            cells.sub_((values == self.high).view(torch.int8))
+        return cells
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class LogAxis:
         if not (-126 <= self.low_exponent < self.high_exponent <= 127) or self.per_octave not in {
             2**k for k in range(16)
         }:
-            raise ValueError(f"no axis: {self}")
+            raise ValueError(f"not an axis: {self}")
 
     @property
     def num_bins(self) -> int:
@@ -103,23 +103,23 @@ class LogAxis:
         octaves = 2.0 ** np.arange(self.low_exponent, self.high_exponent)
         return np.append(np.outer(octaves, within).ravel(), 2.0**self.high_exponent)
 
-    def places(self, values: Tensor) -> Tensor:
+    def cells(self, values: Tensor) -> Tensor:
         """Index into the counts for each value, int32; NaN lies above."""
         bits_per_octave = self.per_octave.bit_length() - 1
         first = (self.low_exponent + 127) << bits_per_octave
         # the exponent and the first bits of the fraction of a positive float32, read as an integer, grow with it
-        places = values.float().contiguous().view(torch.int32) >> (23 - bits_per_octave)
-        return places.sub_(first - 1).clamp_(0, self.num_bins + 1)
+        cells = values.float().contiguous().view(torch.int32) >> (23 - bits_per_octave)
+        return cells.sub_(first - 1).clamp_(0, self.num_bins + 1)
 
 
 def lower_edges(edges: ArrayLike) -> NDArray[np.float64]:
-    """Where each place of the counts begins, for use as a coordinate: -inf, then the edges."""
+    """Lower edge of each cell of the counts, for use as a coordinate: -inf, then the edges."""
     return np.concatenate([[-np.inf], np.asarray(edges, dtype=np.float64)])
 
 
-def count(places: Tensor, length: int) -> Tensor:
-    """How often each of `0..length` occurs among the places, int64; waits for no device."""
-    flat = places.flatten()
+def count(cells: Tensor, length: int) -> Tensor:
+    """How often each of `0..length - 1` occurs among the cells, int64; does not wait for the device."""
+    flat = cells.flatten()
     if flat.is_cuda:
         counts = torch.zeros(length, dtype=torch.int64, device=flat.device)
         return counts.scatter_add_(0, flat.long(), counts.new_ones(1).expand(flat.shape))
@@ -130,10 +130,10 @@ def quantiles(counts: ArrayLike, edges: ArrayLike, levels: ArrayLike) -> NDArray
     """Quantiles of what was counted, interpolated linearly inside a bin.
 
     A quantile lies in the same bin as the exact one (the smallest value with at least that share of values at or
-    below it), so it is off by a bin's width at most. Where it lies below or above the axis, it is the axis' end.
+    below it), so it is off by a bin's width at most. Below or above the axis it is the end of the axis.
 
     Args:
-        counts: (..., num_bins + 2), with the places below and above the axis.
+        counts: (..., num_bins + 2), with the cells below and above the axis.
         edges: (num_bins + 1,).
         levels: (q,), each in 0..1.
 
@@ -146,11 +146,11 @@ def quantiles(counts: ArrayLike, edges: ArrayLike, levels: ArrayLike) -> NDArray
     totals = cumulative[..., -1]
     results = np.full((*totals.shape, len(levels)), np.nan)
     for position, level in enumerate(levels):
-        targets = np.maximum(level * totals, np.finfo(float).tiny)  # level 0 is the first place that holds anything
-        places = (cumulative >= targets[..., None]).argmax(axis=-1)[..., None]
-        inside = np.take_along_axis(counts, places, -1)[..., 0]
-        before = np.take_along_axis(cumulative, places, -1)[..., 0] - inside
-        low, high = bounds[places[..., 0]], bounds[places[..., 0] + 1]
+        targets = np.maximum(level * totals, np.finfo(float).tiny)  # level 0 is the first cell with a value
+        cells = (cumulative >= targets[..., None]).argmax(axis=-1)[..., None]
+        inside = np.take_along_axis(counts, cells, -1)[..., 0]
+        before = np.take_along_axis(cumulative, cells, -1)[..., 0] - inside
+        low, high = bounds[cells[..., 0]], bounds[cells[..., 0] + 1]
         share = np.divide(targets - before, inside, out=np.zeros_like(targets), where=inside > 0)
         results[..., position] = np.where(totals > 0, low + np.clip(share, 0, 1) * (high - low), np.nan)
     return results
@@ -167,7 +167,7 @@ def moments(sums: ArrayLike, squares: ArrayLike, number: ArrayLike) -> tuple[NDA
 def merge_bins(counts: ArrayLike, edges: ArrayLike, coarse: ArrayLike) -> NDArray[np.int64]:
     """The same counts on fewer edges: exact, since every coarse edge must be a fine one.
 
-    What lies below the lowest fine edge goes to the first coarse bin if that begins at or below 0: a lowest coarse edge
+    Values below the lowest fine edge go to the first coarse bin if that begins at or below 0: a lowest coarse edge
     of 0 stands for all that is not negative.
 
     Args:
@@ -176,7 +176,7 @@ def merge_bins(counts: ArrayLike, edges: ArrayLike, coarse: ArrayLike) -> NDArra
         coarse: Ascending edges, all of them in `edges`, except that the lowest may be 0.
 
     Returns:
-        (..., len(coarse) + 1): again with the places below and above.
+        (..., len(coarse) + 1): again with the cells below and above.
     """
     counts, edges, coarse = np.asarray(counts), np.asarray(edges, dtype=float), np.asarray(coarse, dtype=float)
     starts = np.searchsorted(edges, coarse)

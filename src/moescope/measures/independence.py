@@ -1,7 +1,7 @@
-"""What the measures would be if routing looked at nothing: independent routing at the same counts.
+"""Values of the measures under independent routing, a router that ignores its input, at the same counts.
 
 Overlaps, maxima and mutual information are all above zero (or above K / E) under a router that ignores its input, so
-each is shown beside its value under such a router. All values here are exact expectations or say where they are not;
+each is reported with its value under such a router. All values here are exact expectations or say where they are not;
 nothing is simulated, so nothing depends on a seed.
 """
 
@@ -37,12 +37,12 @@ def _upper_edge(trials: int, frequencies: Floats) -> NDArray[np.int64]:
 
 
 def expected_maximum_share(trials_U: Ints, frequencies_LE: Floats) -> Floats:
-    """`E[max_e N_e] / n` for a token type seen n times, where expert e takes each with its layer frequency.
+    """`E[max_e N_e] / n` for a token type seen n times, where expert e is selected for each with its layer frequency.
 
     Each `N_e` is Binomial(n, f_e), independently of the others, so `P(max <= m) = Π_e F_e(m)`, and
-    `E[max] = Σ_m P(max > m)`. Really the experts of one token exclude each other, so the value is a little low:
-    by up to 0.01 at n = 10 with E = 64, by 0.02 with E = 8, and by less for larger n. One thing it does keep to: the
-    maximum is at least `n Σf / E` (pigeonhole).
+    `E[max] = Σ_m P(max > m)`. In fact the experts of one token exclude each other, so the value is slightly
+    low: by up to 0.01 at n = 10 with E = 64, by 0.02 with E = 8, and by less for larger n. The maximum is at least
+    `n Σf / E` (pigeonhole), which is taken into account.
 
     Args:
         trials_U: Distinct numbers of occurrences n, each at least 1.

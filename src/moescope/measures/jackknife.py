@@ -1,7 +1,7 @@
 """Intervals from leaving out one group of documents at a time.
 
-A bootstrap draws documents twice, and the same rows twice lie off the diagonal of a Gram matrix as if two tokens agreed
-perfectly: it would undo the debiasing of an estimator of similarity. Leaving out never repeats a row.
+A bootstrap draws documents twice, and repeated rows appear off the diagonal of a Gram matrix as two tokens in perfect
+agreement: it would undo the debiasing of an estimator of similarity. The jackknife never repeats a row.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from moescope.measures.constants import COVERAGE
 
 NUM_GROUPS = 20
+"""Groups of documents that are left out, one at a time."""
 
 
 def interval(estimate: Tensor, without_G: Tensor, present_G: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -37,8 +38,8 @@ def interval(estimate: Tensor, without_G: Tensor, present_G: Tensor | None = Non
         present_G = torch.ones_like(values_G, dtype=torch.bool)
     present_G = present_G.view(*present_G.shape, *[1] * (values_G.ndim - present_G.ndim)).expand_as(values_G)
     count = present_G.sum(0)
-    kept_G = torch.where(present_G, values_G, 0.0)
-    mean = kept_G.sum(0) / count
+    present_values_G = torch.where(present_G, values_G, 0.0)
+    mean = present_values_G.sum(0) / count
     squares = torch.where(present_G, (values_G - mean) ** 2, 0.0).sum(0)
     error = (squares * (count - 1) / count).sqrt()
     quantiles = [math.nan, math.nan, *(student.ppf((1 + COVERAGE) / 2, g - 1) for g in range(2, len(values_G) + 1))]

@@ -1,4 +1,4 @@
-"""What a point's nearest neighbours tell of its label: how far labels can be read off a cloud of points."""
+"""How often the label of a point is recovered from its nearest neighbors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS, NUM_BOOTSTRAP
 from moescope.measures.resampling import poisson_weights
 
-"""Of fewer documents no interval is given."""
 _ROWS = 1024
+"""Points whose distances to all others are held at a time."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How often a label is recovered from neighbours.
+    """How often a label is recovered from neighbors.
 
     Attributes:
-        accuracy: Share of points whose neighbours' vote is their own label.
+        accuracy: Share of points whose neighbors' vote is their own label.
         low: Lower end of its 95 % interval; NaN for fewer than `MIN_DOCUMENTS` documents.
         high: Upper end.
-        chance: Share of the commonest label: what always naming that one would give.
-        num_points: Points that had a neighbour.
+        chance: Share of the most frequent label (majority-class baseline).
+        num_points: Points that had a neighbor.
     """
 
     accuracy: float
@@ -35,13 +35,13 @@ class Recovery:
 
 
 def nearest(points_NM: Tensor, num_neighbors: int, documents_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Nearest neighbours by Euclidean distance, computed exactly, in float64.
+    """Nearest neighbors by Euclidean distance, computed exactly, in float64.
 
     Args:
         points_NM: Points.
         num_neighbors: k.
-        documents_N: Document of each point; neighbours of the same document (so the point itself too) are passed over.
-            None: only the point itself is.
+        documents_N: Document of each point; neighbors of the same document (the point itself too) are excluded.
+            None: only the point itself is excluded.
 
     Returns:
         Their indices and distances, (N, k), the nearest first; -1 and infinity where there are fewer than k.
@@ -50,12 +50,12 @@ def nearest(points_NM: Tensor, num_neighbors: int, documents_N: Tensor | None = 
     points_NM = points_NM - points_NM.mean(dim=0, keepdim=True)
     num_points = points_NM.shape[0]
     squares_N = points_NM.square().sum(1)
-    places_N = torch.arange(num_points)
+    indices_N = torch.arange(num_points)
     ids, distances = [], []
     count = min(num_neighbors, num_points)
-    for rows in places_N.split(_ROWS):
+    for rows in indices_N.split(_ROWS):
         squared_nN = squares_N[rows].unsqueeze(1) + squares_N - 2 * points_NM[rows] @ points_NM.T
-        own_nN = rows.unsqueeze(1) == places_N if documents_N is None else documents_N[rows, None] == documents_N
+        own_nN = rows.unsqueeze(1) == indices_N if documents_N is None else documents_N[rows, None] == documents_N
         found = squared_nN.clamp(min=0).masked_fill(own_nN, torch.inf).topk(count, dim=1, largest=False)
         ids.append(torch.where(found.values.isinf(), -1, found.indices))
         distances.append(found.values.sqrt())
@@ -66,40 +66,40 @@ def nearest(points_NM: Tensor, num_neighbors: int, documents_N: Tensor | None = 
     )
 
 
-def vote(labels_N: Tensor, neighbours_NK: Tensor) -> Tensor:
-    """The commonest label among each point's neighbours; of several, the one whose neighbours are nearer by rank.
+def vote(labels_N: Tensor, neighbors_NK: Tensor) -> Tensor:
+    """The most frequent label among each point's neighbors; of several, the one whose neighbors are nearer by rank.
 
     Args:
         labels_N: Labels, 0 and up.
-        neighbours_NK: As `nearest` gives them.
+        neighbors_NK: As `nearest` gives them.
 
     Returns:
-        Labels (N,), -1 for a point without neighbours.
+        Labels (N,), -1 for a point without neighbors.
     """
-    num_neighbors = neighbours_NK.shape[1]
-    # One vote each, and of equals the smaller sum of ranks: all that ranks add together is less than a vote. In
-    # integers, so that equals are equals.
+    num_neighbors = neighbors_NK.shape[1]
+    # One vote each, ties to the smaller sum of ranks: all that ranks add together is less than a vote. In integers, so
+    # that ties are exact.
     votes_K = num_neighbors * (num_neighbors + 1) + torch.arange(num_neighbors, 0, -1)
-    known_NK = neighbours_NK >= 0
+    known_NK = neighbors_NK >= 0
     tally_NC = torch.zeros(len(labels_N), int(labels_N.max()) + 1 if len(labels_N) else 1, dtype=torch.int64)
-    tally_NC.scatter_add_(1, labels_N[neighbours_NK.clamp(min=0)], votes_K * known_NK)
+    tally_NC.scatter_add_(1, labels_N[neighbors_NK.clamp(min=0)], votes_K * known_NK)
     return torch.where(known_NK.any(1), tally_NC.argmax(1), -1)
 
 
-def recovery(labels_N: Tensor, neighbours_NK: Tensor, document_hashes_N: Tensor, *, seed: int = 0) -> Recovery:
-    """How often the neighbours' vote is the point's own label, beside always naming the commonest.
+def recovery(labels_N: Tensor, neighbors_NK: Tensor, document_hashes_N: Tensor, *, seed: int = 0) -> Recovery:
+    """How often the neighbors' vote is the point's own label, beside the majority-class baseline.
 
-    Interval: percentiles of a Poisson bootstrap over the documents of the points judged; the neighbours they are judged
+    Interval: percentiles of a Poisson bootstrap over the documents of the points judged; the neighbors they are judged
     by stay as they are.
 
     Args:
         labels_N: Labels, 0 and up.
-        neighbours_NK: As `nearest` gives them.
+        neighbors_NK: As `nearest` gives them.
         document_hashes_N: Hash of each point's document.
-        seed: Another seed, other replicates.
+        seed: Of the bootstrap replicates.
     """
     labels_N, document_hashes_N = labels_N.cpu(), document_hashes_N.cpu()
-    voted_N = vote(labels_N, neighbours_NK)
+    voted_N = vote(labels_N, neighbors_NK)
     judged = (voted_N >= 0).nonzero().squeeze(1)
     if not len(judged):
         return Recovery(np.nan, np.nan, np.nan, np.nan, 0)

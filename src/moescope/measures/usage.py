@@ -1,7 +1,7 @@
-"""What usage counts mean: load, divergence, mutual information, and ranges of replicates; all on numpy arrays.
+"""Measures of usage counts: load, divergence, mutual information, and ranges of replicates; all on numpy arrays.
 
-Counts come with any leading dimensions (layers, replicates); experts are last, domains before them. What has no
-answer (no token, expert never used) is NaN.
+Counts come with any leading dimensions (layers, replicates); experts are last, domains before them. Undefined
+values (no token, expert never used) are NaN.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ def ratio(numerator: NDArray, denominator: NDArray) -> Floats:
 
 
 def normalized_usage_entropy(counts_E: NDArray) -> Floats:
-    """`-Σ_e q_e ln q_e / ln E` with `q_e = N_e / Σ N_e`: 1 where all are used alike, 0 where one does all."""
+    """`-Σ_e q_e ln q_e / ln E` with `q_e = N_e / Σ N_e`: 1 for uniform load, 0 if one expert has it all."""
     shares_E = ratio(counts_E, counts_E.sum(axis=-1, keepdims=True))
     return ratio(entr(shares_E).sum(axis=-1), np.log(counts_E.shape[-1]))
 
 
 def coefficient_of_variation(counts_E: NDArray) -> Floats:
-    """Standard deviation of `N_e` over experts (n, not n - 1, below the root) divided by their mean."""
+    """Standard deviation of `N_e` over experts (divided by n, not n - 1) divided by their mean."""
     return ratio(counts_E.std(axis=-1), counts_E.mean(axis=-1))
 
 
 def gini(counts_E: NDArray) -> Floats:
-    """`Σ_i Σ_j |N_i - N_j| / (2 E Σ N_e)`: 0 where all experts are used alike, (E - 1) / E where one does all."""
+    """`Σ_i Σ_j |N_i - N_j| / (2 E Σ N_e)`: 0 for uniform load, (E - 1) / E if one expert has it all."""
     num_experts = counts_E.shape[-1]
     ranks_E = 2 * np.arange(1, num_experts + 1) - num_experts - 1
     return ratio((np.sort(counts_E, axis=-1) * ranks_E).sum(axis=-1), num_experts * counts_E.sum(axis=-1))
 
 
 def max_violation(counts_E: NDArray) -> Floats:
-    """MaxVio, `max_e N_e / mean_e N_e - 1` (Wang et al. 2024, arXiv 2408.15664): 0 where all are used alike."""
+    """MaxVio, `max_e N_e / mean_e N_e - 1` (Wang et al. 2024, arXiv 2408.15664): 0 for uniform load."""
     return ratio(counts_E.max(axis=-1), counts_E.mean(axis=-1)) - 1
 
 
@@ -49,7 +49,7 @@ def auxiliary_loss(counts_E: NDArray, probability_sums_E: NDArray, num_tokens: N
     """`E Σ_e (N_e / N) P_e`, `P_e` the mean router probability: K when balanced.
 
     Switch Transformer's loss (arXiv 2101.03961, eq. 4) without its factor alpha, for K experts as in transformers, but
-    for one layer: pooled over layers, two that have collapsed on opposite experts would look balanced. NaN where no
+    for one layer: pooled over layers, two that have collapsed onto different experts would look balanced. NaN where no
     router probabilities were counted.
     """
     products_E = ratio(counts_E, num_tokens[..., None]) * ratio(probability_sums_E, num_tokens[..., None])
@@ -81,7 +81,7 @@ def domain_entropy(tokens_D: NDArray) -> Floats:
 
 
 def lift(specialization_DE: Floats) -> Floats:
-    """Domain specialization divided by its mean over the domains that have tokens; domains weigh the same."""
+    """Domain specialization divided by its mean over the domains that have tokens; domains have equal weight."""
     known_DE = ~np.isnan(specialization_DE)
     means_1E = ratio(
         np.where(known_DE, specialization_DE, 0.0).sum(axis=-2, keepdims=True), known_DE.sum(axis=-2, keepdims=True)
@@ -92,8 +92,8 @@ def lift(specialization_DE: Floats) -> Floats:
 def replicate_range(replicates_R: Floats) -> tuple[Floats, Floats]:
     """The 2.5 and 97.5 % quantiles over replicates, which are the first dimension; both NaN without replicates.
 
-    Quantile q of R replicates is taken at rank q (R + 1): a further draw from where they come falls outside the range
-    with 5 % probability, neither more nor less. Replicates without an answer are left out.
+    Quantile q of R replicates is taken at rank q (R + 1): a further draw from the same distribution falls outside the
+    range with 5 % probability. NaN replicates are left out.
     """
     shape = replicates_R.shape[1:]
     if replicates_R.size == 0:
@@ -112,6 +112,6 @@ def replicate_range(replicates_R: Floats) -> tuple[Floats, Floats]:
 
 
 def replicate_mean(replicates_R: Floats) -> Floats:
-    """The mean over replicates, which are the first dimension; those without an answer are left out."""
+    """The mean over replicates, which are the first dimension; NaN is left out."""
     known_R = ~np.isnan(replicates_R)
     return ratio(np.where(known_R, replicates_R, 0.0).sum(axis=0), known_R.sum(axis=0))

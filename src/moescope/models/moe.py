@@ -17,6 +17,7 @@ from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
 from moescope.models.layout import Layout, no_such_layer
 from moescope.models.listening import RecordMaker
+from moescope.models.patching import replaced
 from moescope.models.routers import RouterFacts, RouterRule
 from moescope.models.seam import LayerSeam, StopForward, hooked
 from moescope.models.weights import ExpertWeights, expert_weights
@@ -382,12 +383,5 @@ class _GivenOutput(BaseModelOutput):
 @contextmanager
 def _given(decoder: nn.Module, hidden_BSM: Tensor) -> Iterator[None]:
     """Lets a decoder return these states without computing anything."""
-    own = decoder.__dict__.get("forward")
-    decoder.__dict__["forward"] = lambda *args, **kwargs: _GivenOutput(last_hidden_state=hidden_BSM)
-    try:
+    with replaced(decoder, forward=lambda *args, **kwargs: _GivenOutput(last_hidden_state=hidden_BSM)):
         yield
-    finally:
-        if own is None:
-            del decoder.__dict__["forward"]
-        else:
-            decoder.__dict__["forward"] = own

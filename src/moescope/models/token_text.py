@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 _MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "⟨CR⟩"}
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int]) -> dict[int, str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase | None, token_ids: Iterable[int]) -> dict[int, str]:
     """Each token's text by id.
 
     Spaces are shown as ␣, line breaks as ↵, tabs as ⇥; control, format and unassigned characters by their code point,
-    ⟨U+200B⟩; bytes that are no whole character as ⟨0xE2⟩; a token without any text by its id.
+    ⟨U+200B⟩; bytes that are no whole character as ⟨0xE2⟩; a token without any text, or without a tokenizer, by its id.
     """
     return {int(token_id): _text(tokenizer, int(token_id)) for token_id in set(token_ids)}
 
@@ -34,7 +34,9 @@ def _shown(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩" if category[0] in "CZ" else character
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase | None, token_id: int) -> str:
+    if tokenizer is None:
+        return f"⟨id {token_id}⟩"
     text = str(tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False))
     piece = tokenizer.convert_ids_to_tokens(token_id)
     if "\ufffd" in text and isinstance(piece, str):

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from moescope.results.reading import Results
 
-ALL = "all"
-"""The domain of rows that pool the tokens of all domains."""
-
 
 @dataclass(frozen=True)
 class Series:
@@ -237,11 +234,3 @@ def _series(results: Results, source: _Source, layers: list[int]) -> Series | No
         series = replace(series, meaning=f"{series.meaning}; {chance} {source.by_chance}")
     values = [float(value) for value in frame.set_index("layer")[source.column].reindex(layers)]
     return replace(series, values=values)
-
-
-def pooled(results: Results, table: str, keys: Sequence[str] = ("layer", "expert")) -> pd.DataFrame | None:
-    """The rows of a table that pool all domains: a layer's first, should a domain be called "all" too."""
-    frame = results.table(table)
-    if frame is None:
-        return None
-    return frame[frame["domain"] == ALL].drop_duplicates([key for key in keys if key in frame.columns])

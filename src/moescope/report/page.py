@@ -9,7 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moescope.report.findings import find
+from moescope.analyses import words
+from moescope.analyses.finding import find
 from moescope.results.reading import Results
 from moescope.report.keynumbers import per_layer
 from moescope.report.sections import sections
@@ -31,12 +32,12 @@ def render(folder: str | Path) -> str:
     Raises:
         ResultsError: It is no results folder.
     """
-    # jinja2 here: who only wants the findings in words needs no templates.
+    # jinja2 here: the findings alone need no templates.
     import jinja2
 
     results = Results.read(folder)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    environment.globals["spark"] = spark
+    environment.globals |= {"spark": spark, "heading": words.title}
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     assets = resources.files("moescope.report") / ASSETS
     template = environment.from_string((assets / "page.html.jinja").read_text(encoding="utf-8"))
@@ -132,7 +133,8 @@ def reproduction(results: Results) -> dict[str, Any]:
         ("moescope", manifest.moescope_version),
         ("torch", manifest.torch_version),
         ("transformers", manifest.transformers_version),
-        ("Time for the pass", f"{number(manifest.wall_seconds)} s"),
+        ("Time of the pass", f"{number(manifest.pass_seconds)} s"),
+        ("Time in all", f"{number(manifest.total_seconds)} s"),
         ("Peak memory", f"{manifest.peak_memory_bytes / 1e9:.2f} GB"),
     ]
     return {

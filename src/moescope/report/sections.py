@@ -5,30 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moescope import analyses
-from moescope.report import words
+from moescope.analyses import registry, words
 from moescope.report.views import FigureView, TableView, view_figure, view_table
 
 if TYPE_CHECKING:
     from moescope.results.reading import Results
 
-ELSE = "other"
-RELATIONS = "relations"
-BETWEEN = {
-    RELATIONS: "Relations: whether experts that are alike in one way are alike in another; a rank correlation for each "
-    "pair of answers that this run has."
-}
-"""What comes of several analyses together: name and summary."""
-
-# Files whose name does not begin with their analysis' name.
-_BELONGS_TO = {
-    "router_": "entropy",
-    "routing_": "distributions",
-    "weights_by_rank": "distributions",
-    "specialists": "usage",
-    "promoted_": "contribution",
-    "mean_outputs": "contribution",
-}
+OTHER = "other"
+"""The section of what belongs to no question that is known here."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +28,16 @@ class Section:
 
 
 def sections(results: Results) -> list[Section]:
-    """All sections, in the order a reader wants them: the known analyses, then newer ones, then the rest."""
-    ran = [*results.manifest.analyses, *(name for name in BETWEEN if name in results.tables)]
-    order = [name for name in words.known() if name in ran] + [name for name in ran if name not in words.known()]
-    summaries = analyses.summaries() | BETWEEN
+    """All sections: questions in the registry's order, then those it does not know, then the rest of the folder."""
+    ran = results.manifest.analyses
+    known = {entry.name: entry.summary for entry in registry.ENTRIES}
+    order = [name for name in known if name in ran] + [name for name in ran if name not in known]
     made = []
-    for name in [*order, ELSE]:
+    for name in [*order, OTHER]:
         section = Section(
             name=name,
             title=words.title(name),
-            summary=_without_title(summaries.get(name, "")),
+            summary=_without_title(known.get(name, "")),
             # Those of one column first, so that two fit side by side.
             figures=sorted(
                 (
@@ -82,9 +66,11 @@ def _without_title(summary: str) -> str:
 
 
 def _owner(file: str, names: list[str]) -> str:
-    """The analysis a table or figure belongs to, by its name."""
-    for start, name in _BELONGS_TO.items():
-        if file.startswith(start) and name in names:
-            return name
-    fitting = [name for name in names if file == name or file.startswith(f"{name}_")]
-    return max(fitting, key=len, default=ELSE)
+    """The question a table or figure belongs to: the one with the longest prefix of its name."""
+    fitting = {
+        prefix: name
+        for name in names
+        for prefix in words.file_prefixes(name)
+        if file == prefix or file.startswith(prefix if prefix.endswith("_") else f"{prefix}_")
+    }
+    return fitting[max(fitting, key=len)] if fitting else OTHER

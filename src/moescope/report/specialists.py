@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moescope.report.findings import best_of_domains
+from moescope.analyses.usage.findings import best_of_domains
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from moescope.results.text import MISSING, number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +21,8 @@ MOST_ROWS = 400
 CSS_PIXELS_PER_INCH = 118.0
 """Eight-point print becomes 13 pixels: figures read at the size of the page's small text."""
 WIDE_INCHES = 4.5
+DEFAULT_DPI = 72.0
+"""Of a PNG that does not state its resolution."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,9 @@ def _cell(value: Any, numeric: bool) -> Cell:
 def view_figure(name: str, path: Path, caption: str) -> FigureView:
     """A PNG file as part of the page, at a width that keeps its print readable."""
     data = path.read_bytes()
-    width, height, pixels_per_inch = _png_size(data)
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+        pixels_per_inch = float(picture.info.get("dpi", (DEFAULT_DPI,))[0])
     inches = width / pixels_per_inch
     files = {kind.upper(): f"figures/{name}.{kind}" for kind in ("pdf", "png") if path.with_suffix(f".{kind}").exists()}
     return FigureView(
@@ -87,18 +95,3 @@ def view_figure(name: str, path: Path, caption: str) -> FigureView:
         height=round(height / pixels_per_inch * CSS_PIXELS_PER_INCH),
         wide=inches > WIDE_INCHES,
     )
-
-
-def _png_size(data: bytes) -> tuple[int, int, float]:
-    """Width and height in pixels and pixels per inch (72 where a file does not say), from a PNG's first chunks."""
-    width, height = struct.unpack(">II", data[16:24])
-    position = 33  # after the signature (8 bytes) and the header chunk (25)
-    while position + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[position : position + 8])
-        if kind == b"pHYs":
-            per_metre = struct.unpack(">I", data[position + 8 : position + 12])[0]
-            return width, height, per_metre * 0.0254
-        if kind == b"IDAT":
-            break
-        position += 12 + length
-    return width, height, 72.0

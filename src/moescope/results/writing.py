@@ -44,10 +44,10 @@ def _surroundings(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise EnvironmentFailure(
-                f"no space left on the disk of {path}", remedy="free some, or name another folder with --out"
+                f"no space left on the disk of {path}", remedy="free some, or name another folder with `out`"
             ) from error
         raise EnvironmentFailure(
-            f"cannot write {path}: {error.strerror or error}", remedy="name a folder you may write to with --out"
+            f"cannot write {path}: {error.strerror or error}", remedy="name a folder you may write to with `out`"
         ) from error
 
 
@@ -134,11 +134,11 @@ class ResultsFolder:
         self._force = force
         taken = self._taken()
         if taken and not force:
-            raise ResultsError(f"{self.path} exists already", remedy="name another folder with --out, or add --force")
+            raise ResultsError(f"{self.path} exists already", remedy="name another folder with `out`, or replace it with `force=True`")
         if taken and not (self.path / MANIFEST).is_file():
             raise ResultsError(
                 f"{self.path} is no results folder of moescope: it has no {MANIFEST}",
-                remedy="name another folder with --out; --force replaces only what moescope wrote",
+                remedy="name another folder with `out`; `force=True` replaces only what moescope wrote",
             )
         self._made: list[Path] = []
         self._temporary = self.path.parent / f".{self.path.name}.partial-{os.getpid()}"

@@ -1,8 +1,8 @@
-"""What each routed expert adds to its layer's output: how much, on which text, and in which direction on average."""
+"""Contribution of each routed expert to its layer's output: norm, saliency, share, and mean output, by domain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,13 +11,14 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.errors import UsageError
-from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.base import Statistic
 from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
+from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.base import Statistic
+from moescope.statistics.labelled import Variable, variable
 
 _CHUNK_BYTES = {"cpu": 2**20}
-"""Outputs brought into the tokens' order at a time; on a CPU, what its caches hold."""
+"""Outputs brought into the order of tokens at a time; on a CPU, as many as its caches hold."""
 _OTHER_CHUNK_BYTES = 64 * 2**20
 
 MEANS = {
@@ -36,6 +37,8 @@ MEANS = {
     ),
 }
 """What is summed over an expert's tokens: name of the mean, unit, definition."""
+_EXPERT = ("layer", "expert")
+_DOMAIN = ("layer", "domain", "expert")
 
 
 class ExpertContribution(Statistic):
@@ -46,8 +49,8 @@ class ExpertContribution(Statistic):
 
     * norm: `|o_e(x_t)|`
     * saliency: `w_te |o_e(x_t)|` (router-weighted expert activation; Lasby et al. 2025, "REAP", arXiv 2510.13999)
-    * share: `w_te <o_e(x_t), y_t> / |y_t|^2`, the part of the output that lies along the output: a token's K shares
-      sum to 1, and one is negative where an expert works against the others. 0 where `y_t` is 0.
+    * share: `w_te <o_e(x_t), y_t> / |y_t|^2`, the part of the projection onto the output: a token's K shares sum to 1,
+      and one is negative where an expert's output opposes the others'. 0 where `y_t` is 0.
     * mean output: the sum of `o_e(x_t)` over its number, M numbers an expert.
 
     Each is averaged over the tokens routed to the expert; the share also over all tokens, which sums to 1 over a
@@ -60,8 +63,8 @@ class ExpertContribution(Statistic):
         model_width: M.
         domains: Names of the domains; `domain_ids_B` of the records index them.
         num_groups: G, groups of documents.
-        seed: Deals documents into groups.
-        device: Where state lies: `8 L E (M + 5 D + 5 G)` bytes.
+        seed: Assigns documents to groups.
+        device: Device of the state: `8 L E (M + 5 D + 5 G)` bytes.
     """
 
     needs_outputs: ClassVar[bool] = True
@@ -129,9 +132,9 @@ class ExpertContribution(Statistic):
         """Weight, norm, saliency and share of each token's K experts, float32 (T, K), in the order of `MEANS`."""
         weights_TK = record.routing.weights_TK
         num_tokens, num_ranks = weights_TK.shape
-        place_A = record.token_rows_A * num_ranks + record.ranks_A
-        rows_A = torch.empty_like(place_A)
-        rows_A[place_A] = torch.arange(len(place_A), device=place_A.device)
+        order_A = record.token_rows_A * num_ranks + record.ranks_A
+        rows_A = torch.empty_like(order_A)
+        rows_A[order_A] = torch.arange(len(order_A), device=order_A.device)
         along = []
         budget = _CHUNK_BYTES.get(record.outputs_AM.device.type, _OTHER_CHUNK_BYTES)
         chunk = max(1, budget // (4 * num_ranks * record.outputs_AM.shape[1]))
@@ -156,54 +159,70 @@ class ExpertContribution(Statistic):
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: `num_selected`, each of `MEANS` with `_ci_low`, `_ci_high`, and `output_share` likewise.
 
-        `output_share_choosing` and `output_share_measured` are from two halves of the documents: what was chosen as the
-        largest on one is to be shown as measured on the other.
+        `output_share_choosing` (selection half) and `output_share_measured` (evaluation half) are from two halves of
+        the documents: what was selected as the largest on one is shown as measured on the other.
 
         Also by `layer, domain, expert`: `num_selected_by_domain` and each of `MEANS` with `_by_domain`; by `layer`
-        (and `domain`): `num_tokens`. NaN where an expert saw no token.
+        (and `domain`): `num_tokens`. NaN where no token was routed to the expert.
         """
         state = {name: tensor.cpu() for name, tensor in self.state.items()}
-        jackknife = f"95 % interval, delete-one jackknife over {self.num_groups} hash groups of documents"
-        by_expert, by_domain = ("layer", "expert"), ("layer", "domain", "expert")
-        selected_LGE, tokens_LG = state["num_selected_LGE"], state["num_tokens_LG"]
-        variables = {
-            "num_tokens": _variable(("layer",), tokens_LG.sum(1), "tokens", "tokens counted"),
-            "num_selected": _variable(by_expert, selected_LGE.sum(1), "tokens", "tokens routed to the expert"),
-            "num_tokens_by_domain": _variable(
-                ("layer", "domain"), state["num_tokens_LD"], "tokens", "tokens counted of the domain"
+        return xr.Dataset(
+            self._counts(state) | self._by_expert(state) | self._halves(state) | self._by_domain(state),
+            coords={"layer": self.layers, "domain": self.domains, "expert": np.arange(self.num_experts)},
+        )
+
+    def _counts(self, state: Mapping[str, Tensor]) -> dict[str, Variable]:
+        tokens_LG, selected_LGE = state["num_tokens_LG"], state["num_selected_LGE"]
+        by_domain = "tokens of the domain routed to the expert"
+        return {
+            "num_tokens": variable("layer", tokens_LG.sum(1).numpy(), "tokens", "tokens counted"),
+            "num_selected": variable(_EXPERT, selected_LGE.sum(1).numpy(), "tokens", "tokens routed to the expert"),
+            "num_tokens_by_domain": variable(
+                ("layer", "domain"), state["num_tokens_LD"].numpy(), "tokens", "tokens counted of the domain"
             ),
-            "num_selected_by_domain": _variable(
-                by_domain, state["num_selected_LDE"], "tokens", "tokens of the domain routed to the expert"
-            ),
+            "num_selected_by_domain": variable(_DOMAIN, state["num_selected_LDE"].numpy(), "tokens", by_domain),
         }
+
+    def _by_expert(self, state: Mapping[str, Tensor]) -> dict[str, Variable]:
+        """Means with their intervals."""
+        jackknife = f"95 % interval, delete-one jackknife over {self.num_groups} hash groups of documents"
+        selected_LGE = state["num_selected_LGE"]
         ratios = {
             name: (state[f"{key}_sum_LGE"], selected_LGE, units, words) for key, (name, units, words) in MEANS.items()
         }
         words = "mean share of the output over all tokens, 0 for those not routed to the expert; sums to 1 over experts"
-        tokens_LGE = tokens_LG.unsqueeze(2).expand_as(selected_LGE)
+        tokens_LGE = state["num_tokens_LG"].unsqueeze(2).expand_as(selected_LGE)
         ratios["output_share"] = state["share_sum_LGE"], tokens_LGE, "share", words
+        variables = {}
         for name, (sums_LGE, counts_LGE, units, definition) in ratios.items():
-            mean_LE, *ends = _with_interval(sums_LGE, counts_LGE)
-            variables[name] = _variable(by_expert, mean_LE, units, definition)
-            for end, values_LE in zip(("low", "high"), ends, strict=True):
-                variables[f"{name}_ci_{end}"] = _variable(by_expert, values_LE, units, f"{end} end, {jackknife}")
+            mean_LE, low_LE, high_LE = _with_interval(sums_LGE, counts_LGE)
+            variables[name] = variable(_EXPERT, mean_LE.numpy(), units, definition)
+            variables[f"{name}_ci_low"] = variable(_EXPERT, low_LE.numpy(), units, f"low end, {jackknife}")
+            variables[f"{name}_ci_high"] = variable(_EXPERT, high_LE.numpy(), units, f"high end, {jackknife}")
+        return variables
+
+    def _halves(self, state: Mapping[str, Tensor]) -> dict[str, Variable]:
+        """Output shares of two halves of the groups of documents."""
         half = self.num_groups // 2
-        variables["num_tokens_measured"] = _variable(
-            ("layer",), tokens_LG[:, half:].sum(1), "tokens", "tokens counted of the documents measured on"
-        )
-        for words, chosen in (("choosing", slice(0, half)), ("measured", slice(half, None))):
+        tokens_LG = state["num_tokens_LG"]
+        tokens_LGE = tokens_LG.unsqueeze(2).expand_as(state["num_selected_LGE"])
+        num_tokens_L = tokens_LG[:, half:].sum(1).numpy()
+        definition = "tokens counted of the documents of the evaluation half"
+        variables = {"num_tokens_measured": variable("layer", num_tokens_L, "tokens", definition)}
+        for suffix, chosen in (("choosing", slice(0, half)), ("measured", slice(half, None))):
             sums_LGE, counts_LGE = state["share_sum_LGE"][:, chosen], tokens_LGE[:, chosen]
             definition = f"output_share on {counts_LGE.shape[1]} of the {self.num_groups} groups of documents"
-            names = [f"output_share_{words}", *(f"output_share_{words}_ci_{end}" for end in ("low", "high"))]
+            names = [f"output_share_{suffix}{end}" for end in ("", "_ci_low", "_ci_high")]
             for name, values_LE in zip(names, _with_interval(sums_LGE, counts_LGE), strict=True):
-                variables[name] = _variable(by_expert, values_LE, "share", definition)
+                variables[name] = variable(_EXPERT, values_LE.numpy(), "share", definition)
+        return variables
+
+    def _by_domain(self, state: Mapping[str, Tensor]) -> dict[str, Variable]:
+        variables = {}
         for key, (name, units, definition) in MEANS.items():
-            means_LDE = state[f"{key}_sum_LDE"] / state["num_selected_LDE"]
-            variables[f"{name}_by_domain"] = _variable(by_domain, means_LDE, units, f"{definition}; by domain")
-        return xr.Dataset(
-            variables,
-            coords={"layer": self.layers, "domain": self.domains, "expert": np.arange(self.num_experts)},
-        )
+            means_LDE = (state[f"{key}_sum_LDE"] / state["num_selected_LDE"]).numpy()
+            variables[f"{name}_by_domain"] = variable(_DOMAIN, means_LDE, units, f"{definition}; by domain")
+        return variables
 
 
 def _with_interval(sums_LGE: Tensor, counts_LGE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,7 +230,3 @@ def _with_interval(sums_LGE: Tensor, counts_LGE: Tensor) -> tuple[Tensor, Tensor
     mean_LE = sums_LGE.sum(1) / counts_LGE.sum(1)
     without_LGE = (sums_LGE.sum(1, keepdim=True) - sums_LGE) / (counts_LGE.sum(1, keepdim=True) - counts_LGE)
     return mean_LE, *interval(mean_LE, without_LGE.transpose(0, 1), counts_LGE.transpose(0, 1) > 0)
-
-
-def _variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple:
-    return dims, values.numpy(), {"units": units, "definition": definition}

@@ -1,4 +1,4 @@
-"""Which experts are selected together: co-activation, lift, and overlap of the tokens they take."""
+"""Which experts are selected together: co-activation, lift, and overlap of the tokens routed to them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.measures.independence import pair_probabilities
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.measures.independence import pair_probabilities
+from moescope.statistics.labelled import variable
 
 
 class ExpertCooccurrence(Statistic):
@@ -60,7 +61,7 @@ class ExpertCooccurrence(Statistic):
             counts_LEE: `N_ij`, symmetric, `N_i` on the diagonal.
             tokens_L: Tokens counted in each layer.
             num_experts_per_token: K.
-            layers: Layer numbers the positions stand for.
+            layers: Decoder block index of each matrix.
 
         Raises:
             UsageError: Counts of another shape, or not symmetric.
@@ -83,14 +84,14 @@ class ExpertCooccurrence(Statistic):
         # A product of zeros and ones in float32 is exact up to 16 million tokens a batch.
         together_EE = record.selected_TE.T @ record.selected_TE
         self._combine("counts_LEE", together_EE.to(self.device), at=position)
-        self.state["tokens_L"][position] += record.expert_ids_TK.shape[0]
+        self._combine("tokens_L", torch.tensor(record.expert_ids_TK.shape[0]), at=position)
 
     def compute(self) -> xr.Dataset:
-        """Co-activation, lift and token overlap of every pair of experts, beside independent routing's values.
+        """Co-activation, lift and token overlap of every pair of experts, and their values under independent routing.
 
         Independent routing: every token draws K distinct experts with the layer's selection frequencies and no other
-        structure; see `moescope.measures.independence.pair_probabilities`. Its `N_ij` is the expected one, put into
-        the same formulas; at the same `N_i` and `N_j`.
+        structure; see `moescope.measures.independence.pair_probabilities`. Its expected
+        `N_ij` enters the same formulas, at the same `N_i` and `N_j`.
 
         Returns:
             By `layer, expert, other_expert` (i, j): num_together, coactivation, lift, jaccard, overlap_coefficient, and
@@ -109,26 +110,20 @@ class ExpertCooccurrence(Statistic):
                 expected_LEE[position] = tokens * chance_EE
         dims = ("layer", "expert", "other_expert")
         variables = {
-            "num_together": (dims, pairs_LEE, {"units": "tokens", "definition": "N_ij: tokens routed to both experts"}),
-            "num_selected": (
-                ("layer", "expert"),
-                selected_LE,
-                {"units": "tokens", "definition": "N_i: tokens routed to the expert"},
-            ),
-            "num_tokens": ("layer", tokens_L.copy(), {"units": "tokens", "definition": "tokens counted"}),
+            "num_together": variable(dims, pairs_LEE, "tokens", "N_ij: tokens routed to both experts"),
+            "num_selected": variable(("layer", "expert"), selected_LE, "tokens", "N_i: tokens routed to the expert"),
+            "num_tokens": variable("layer", tokens_L.copy(), "tokens", "tokens counted"),
         }
         observed = _measures(pairs_LEE, selected_LE, tokens_L)
         independent = _measures(expected_LEE, selected_LE, tokens_L)
         for name, (values_LEE, definition) in observed.items():
-            variables[name] = (dims, values_LEE, {"units": "1", "definition": definition})
-            variables[f"{name}_independent"] = (
+            variables[name] = variable(dims, values_LEE, "1", definition)
+            variables[f"{name}_independent"] = variable(
                 dims,
                 independent[name][0],
-                {
-                    "units": "1",
-                    "definition": f"{definition}, with the N_ij expected if each token drew K distinct experts by "
-                    "their selection frequencies alone",
-                },
+                "1",
+                f"{definition}, with the N_ij expected if each token drew K distinct experts by their selection "
+                "frequencies alone",
             )
         experts = np.arange(self.num_experts)
         return xr.Dataset(variables, coords={"layer": self.layers, "expert": experts, "other_expert": experts})

@@ -1,4 +1,4 @@
-"""What the router's numbers look like: histograms of logits, probabilities and weights, and their means by rank."""
+"""Distributions of router logits, probabilities and weights: histograms, and means by rank."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch import Tensor
 
+from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, merge_bins, moments, quantiles
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
-from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, merge_bins, moments, quantiles
+from moescope.statistics.labelled import variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,11 +32,11 @@ _LINEAR_BINS = 128
 
 
 class RoutingDistributions(Statistic):
-    """Histograms over tokens and experts of what the router computes on its way to the weights, by layer.
+    """Histograms over tokens and experts of router logits, probabilities and applied weights, by layer.
 
     `compute` gives for each of `logit`, `probability`, `renormalized` (the K largest probabilities divided by their
-    sum) and `weight` (as applied): `*_counts`, a histogram with dims `layer` and `*_bin`, whose coordinate is where a
-    bin begins (the first, -inf, counts what lies below the axis, the last what lies above it); `*_mean`, `*_std`
+    sum) and `weight` (as applied): `*_counts`, a histogram with dims `layer` and `*_bin`, whose coordinate is the
+    lower edge of each bin (the first, -inf, counts values below the axis, the last those above it); `*_mean`, `*_std`
     (divided by n), `*_quantile`; and `*_by_rank`, the mean at each rank 0..K. The logits' bins are 1/16 wide from -64
     to 64. The others lie on a logarithmic axis from 2^-40 to 2^8, each octave in 64 bins, so a quantile is exact to
     1/64 of its value; `probability_linear_counts` and `renormalized_linear_counts` are the same counts in 128 equal
@@ -92,7 +93,7 @@ class RoutingDistributions(Statistic):
         }
         for name, (values, ranked_TK) in quantities.items():
             axis = self.axes[name]
-            self._combine(f"{name}_counts_LX", count(axis.places(values), axis.num_bins + 2), layer)
+            self._combine(f"{name}_counts_LX", count(axis.cells(values), axis.num_bins + 2), layer)
             self._combine(f"{name}_moments_LX", _moments(values), layer)
             self._combine(f"{name}_sums_LK", ranked_TK.sum(dim=0, dtype=torch.float64), layer)
         self._combine("tokens_L", torch.tensor(record.tokens.num_tokens, device=self.device), layer)
@@ -112,29 +113,30 @@ class RoutingDistributions(Statistic):
             },
             attrs={"num_experts": self.num_experts, "num_experts_per_token": self.num_experts_per_token},
         )
-        table["num_tokens"] = ("layer", tokens_L, {"units": "tokens", "definition": "tokens counted"})
+        table["num_tokens"] = variable("layer", tokens_L, "tokens", "tokens counted")
         for name, (unit, definition, rank) in QUANTITIES.items():
             counts, edges = state[f"{name}_counts_LX"], self.axes[name].edges
             per_token = self.num_experts if name in ("logit", "probability") else self.num_experts_per_token
             sums_L, squares_L = state[f"{name}_moments_LX"].T
             mean, std = moments(sums_L, squares_L, tokens_L * per_token)
-            table[f"{name}_mean"] = ("layer", mean, {"units": unit, "definition": f"mean of: {definition}"})
-            about = {"units": unit, "definition": f"standard deviation of: {definition}"}
-            table[f"{name}_std"] = ("layer", std, about)
-            about = {"units": unit, "definition": f"quantiles of: {definition}"}
-            table[f"{name}_quantile"] = (("layer", "quantile"), quantiles(counts, edges, QUANTILES), about)
+            table[f"{name}_mean"] = variable("layer", mean, unit, f"mean of: {definition}")
+            table[f"{name}_std"] = variable("layer", std, unit, f"standard deviation of: {definition}")
+            table[f"{name}_quantile"] = variable(
+                ("layer", "quantile"), quantiles(counts, edges, QUANTILES), unit, f"quantiles of: {definition}"
+            )
             by_rank, _ = moments(state[f"{name}_sums_LK"], 0.0, tokens_L[:, None])
-            about = {"units": unit, "definition": f"mean by rank of: {definition}; rank: {rank}"}
-            table[f"{name}_by_rank"] = (("layer", "rank"), by_rank, about)
-            about = {"units": "values", "definition": f"histogram, by the bins' lower edges, of: {definition}"}
+            table[f"{name}_by_rank"] = variable(
+                ("layer", "rank"), by_rank, unit, f"mean by rank of: {definition}; rank: {rank}"
+            )
+            histogram = f"histogram, by the bins' lower edges, of: {definition}"
             table.coords[f"{name}_bin"] = lower_edges(edges)
-            table[f"{name}_counts"] = (("layer", f"{name}_bin"), counts, about)
+            table[f"{name}_counts"] = variable(("layer", f"{name}_bin"), counts, "values", histogram)
             if unit == "probability":
                 linear = np.linspace(0, 1, _LINEAR_BINS + 1)
-                # the last bin takes in 1 itself, which alone lies in the first fine bin above it
+                # the last bin includes 1 itself, the only value in the first fine bin above it
                 merged = merge_bins(counts, edges, np.append(linear[:-1], 1 + 1 / _SHARES.per_octave))
                 table.coords["linear_bin"] = lower_edges(linear)
-                table[f"{name}_linear_counts"] = (("layer", "linear_bin"), merged, about)
+                table[f"{name}_linear_counts"] = variable(("layer", "linear_bin"), merged, "values", histogram)
         return table
 
 

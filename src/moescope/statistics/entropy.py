@@ -1,15 +1,15 @@
-"""How decided the router is: entropy, margins and their kin, token by token, as means, quantiles and histograms.
+"""Router confidence: entropy, margins and related measures of each token, as means, quantiles and histograms.
 
 For token t with router probabilities `p_te`, selected experts `S_t` and applied weights `w_tk`, natural logarithms:
 
 | measure | definition |
 |---|---|
-| entropy | `-sum_e p_te ln p_te`, nats; normalised by `ln E` |
-| selected entropy | the same of `w_tk / sum_k w_tk`; normalised by `ln K` |
+| entropy | `-sum_e p_te ln p_te`, nats; normalized by `ln E` |
+| selected entropy | the same of `w_tk / sum_k w_tk`; normalized by `ln K` |
 | top-1 probability | `max_e p_te` |
 | top-K mass | sum of `p_te` over `S_t` |
 | margin | `p_(0) - p_(1)`, the two largest |
-| boundary margin | lowest selected minus highest unselected value of whatever the family selects by |
+| boundary margin | lowest selected minus highest unselected value of what the family selects by |
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.measures.constants import ALL
+from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
-from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
+from moescope.statistics.labelled import variable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from moescope.records import ExpertOutputs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-POOLED = "all"
-"""The name under which the tokens of all domains are pooled."""
 
 # name: (unit, definition)
 MEASURES = {
@@ -50,14 +50,14 @@ _PROBABILITY_SUM_TOLERANCE = 0.02  # bfloat16 probabilities of many experts add 
 
 
 class RouterEntropy(Statistic):
-    """Sums and histograms of how decided the router is, by layer and domain.
+    """Sums and histograms of the router's entropy, margins and top probabilities, by layer and domain.
 
     `compute` gives, with dims `layer` and `domain` (whose first entry, "all", pools the tokens of all domains):
     `num_tokens`, `num_documents`; of each measure (see the module) `*_mean`, `*_std` (of the tokens, divided by n) and
     `*_quantile` (with dim `quantile`: 5, 25, 50, 75, 95 %); `normalized_entropy_*` and `normalized_selected_entropy_*`
     (NaN where K is 1); `boundary_tie_share`, the share of tokens whose boundary margin is exactly 0; and `*_counts`,
-    histograms with dim `*_bin`, whose coordinate is where a bin begins: the first (-inf) counts what lies below the
-    axis, the last what lies above it.
+    histograms with dim `*_bin`, whose coordinate is the lower edge of each bin: the first (-inf) counts values below
+    the axis, the last those above it.
 
     A quantile is exact to a histogram bin: of the entropies 1/512 of their range, of the top-1 probability and the
     top-K mass 1/256, of the margins 1/16 of their value (down to 2^-24; below they read 0).
@@ -70,7 +70,7 @@ class RouterEntropy(Statistic):
         num_experts: E.
         num_experts_per_token: K.
         domains: Names of the domains; `domain_ids_B` of the records index them.
-        selects_by: In words, what the family selects by; says what the boundary margin's unit is.
+        selects_by: In words, what the family selects by: the unit of the boundary margin.
         device: Where the state is kept.
     """
 
@@ -114,8 +114,8 @@ class RouterEntropy(Statistic):
         self._declare("sums_LDX", (*size, len(MEASURES) + 1), torch.float64)
         self._declare("squares_LDX", (*size, len(MEASURES) + 1), torch.float64)
         self._declare("counts_LDX", (*size, self._starts[-1]))  # all histograms, end to end
-        self._declare("alike_L", (len(layers),))
-        self._declare("broken_L", (len(layers),))
+        self._declare("probability_like_L", (len(layers),))
+        self._declare("nan_L", (len(layers),))
 
     def update(self, record: Routing | ExpertOutputs) -> None:
         """Takes in one layer's routing of one batch.
@@ -137,11 +137,11 @@ class RouterEntropy(Statistic):
         self._combine("squares_LDX", sums_DX[:, values_TX.shape[1] :], layer)
 
         length = self._starts[-1]
-        places = [axis.places(values[name]) + start for (name, axis), start in self._axes_and_starts()]
+        cells = [axis.cells(values[name]) + start for (name, axis), start in self._axes_and_starts()]
         offsets_T = tokens.domain_ids_T.to(torch.int32) * length
-        places_XT = torch.stack(places) + offsets_T
-        places_XT[-1].masked_fill_(~has_boundary_T, num_domains * length)  # a place of its own, dropped
-        counts = count(places_XT, num_domains * length + 1)[:-1]
+        cells_XT = torch.stack(cells) + offsets_T
+        cells_XT[-1].masked_fill_(~has_boundary_T, num_domains * length)  # a cell after the last, dropped
+        counts = count(cells_XT, num_domains * length + 1)[:-1]
         self._combine("counts_LDX", counts.view(num_domains, length), layer)
 
         present_B = torch.zeros_like(tokens.document_hashes_B).index_fill_(0, tokens.rows_T, 1)
@@ -164,7 +164,7 @@ class RouterEntropy(Statistic):
         second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else second_largest(probabilities_TE)
 
         highest_T = record.logits_TE.amax(dim=-1)
-        self._look_out(record.logits_TE, highest_T, self._position[record.layer])
+        self._count_implausible(record.logits_TE, highest_T, self._position[record.layer])
         if record.scoring == "softmax":
             # -sum p ln p with ln p = (z - max z) + ln p_max: no logarithm of T x E numbers, no cancellation
             shifted_TE = (record.logits_TE - highest_T[:, None]).clamp_(min=-200.0)  # exp(-200) is 0 in float32
@@ -186,13 +186,13 @@ class RouterEntropy(Statistic):
             "boundary_margin": (lowest_T - unselected_T).masked_fill_(~has_boundary_T, 0.0),
         }, has_boundary_T
 
-    def _look_out(self, logits_TE: Tensor, highest_T: Tensor, layer: int) -> None:
+    def _count_implausible(self, logits_TE: Tensor, highest_T: Tensor, layer: int) -> None:
         """Counts tokens whose "logits" could be probabilities, and those whose logits are not numbers."""
         sums_T = logits_TE.sum(dim=-1)
-        alike_T = (sums_T - 1).abs() <= _PROBABILITY_SUM_TOLERANCE
-        alike_T &= (highest_T <= 1) & (logits_TE.amin(dim=-1) >= 0)
-        self._combine("alike_L", alike_T.sum(), layer)
-        self._combine("broken_L", sums_T.isnan().sum(), layer)
+        probability_like_T = (sums_T - 1).abs() <= _PROBABILITY_SUM_TOLERANCE
+        probability_like_T &= (highest_T <= 1) & (logits_TE.amin(dim=-1) >= 0)
+        self._combine("probability_like_L", probability_like_T.sum(), layer)
+        self._combine("nan_L", sums_T.isnan().sum(), layer)
 
     def compute(self) -> xr.Dataset:
         """Means, standard deviations, quantiles and histograms; see the class.
@@ -214,7 +214,7 @@ class RouterEntropy(Statistic):
         table = xr.Dataset(
             coords={
                 "layer": ("layer", self.layers, {"definition": "decoder block index in the checkpoint"}),
-                "domain": [POOLED, *self.domains],
+                "domain": [ALL, *self.domains],
                 "quantile": list(QUANTILES),
             },
             attrs={
@@ -223,12 +223,8 @@ class RouterEntropy(Statistic):
                 "selects_by": self.selects_by,
             },
         )
-        table["num_tokens"] = (dims, tokens_LD, {"units": "tokens", "definition": "tokens counted"})
-        table["num_documents"] = (
-            dims,
-            state["documents_LD"],
-            {"units": "documents", "definition": "documents with a token counted"},
-        )
+        table["num_tokens"] = variable(dims, tokens_LD, "tokens", "tokens counted")
+        table["num_documents"] = variable(dims, state["documents_LD"], "documents", "documents with a token counted")
         boundaries_LD = state["sums_LDX"][..., -1]
         for position, ((name, axis), start) in enumerate(self._axes_and_starts()):
             counts = state["counts_LDX"][..., start : start + axis.num_bins + 2]
@@ -237,33 +233,30 @@ class RouterEntropy(Statistic):
             unit, definition = (words.format(selects_by=self.selects_by) for words in MEASURES[name])
             _add(table, name, mean, std, quantiles(counts, axis.edges, QUANTILES), unit, definition)
             table.coords[f"{name}_bin"] = lower_edges(axis.edges)
-            about = {"units": "tokens", "definition": f"histogram, by the bins' lower edges, of: {definition}"}
-            table[f"{name}_counts"] = ((*dims, f"{name}_bin"), counts, about)
+            histogram = f"histogram, by the bins' lower edges, of: {definition}"
+            table[f"{name}_counts"] = variable((*dims, f"{name}_bin"), counts, "tokens", histogram)
         self._add_normalized(table)
         with np.errstate(invalid="ignore"):
             ties = state["squares_LDX"][..., -1] / np.where(boundaries_LD > 0, boundaries_LD, np.nan)
-        table["boundary_tie_share"] = (
-            dims,
-            ties,
-            {"units": "share of tokens", "definition": "tokens whose boundary margin is exactly 0"},
+        table["boundary_tie_share"] = variable(
+            dims, ties, "share of tokens", "tokens whose boundary margin is exactly 0"
         )
         return table
 
     def _add_normalized(self, table: xr.Dataset) -> None:
-        for name, choices, words in (
+        for name, choices, symbol in (
             ("entropy", self.num_experts, "ln E"),
             ("selected_entropy", self.num_experts_per_token, "ln K"),
         ):
-            most = math.log(choices) if choices > 1 else math.nan
-            mean, std, quantile = (table[f"{name}_{part}"].values / most for part in ("mean", "std", "quantile"))
-            definition = f"{name.replace('_', ' ')} / {words}"
-            _add(table, f"normalized_{name}", mean, std, quantile, f"share of {words}", definition)
+            maximum = math.log(choices) if choices > 1 else math.nan
+            mean, std, quantile = (table[f"{name}_{part}"].values / maximum for part in ("mean", "std", "quantile"))
+            definition = f"{name.replace('_', ' ')} / {symbol}"
+            _add(table, f"normalized_{name}", mean, std, quantile, f"share of {symbol}", definition)
 
     def _check(self) -> None:
-        for layer, tokens, alike, broken in zip(
-            self.layers, self.state["tokens_LD"].sum(dim=1), self.state["alike_L"], self.state["broken_L"], strict=True
-        ):
-            if tokens and alike == tokens:
+        counts = (self.state["tokens_LD"].sum(dim=1), self.state["probability_like_L"], self.state["nan_L"])
+        for layer, tokens, num_probability_like, num_nan in zip(self.layers, *counts, strict=True):
+            if tokens and num_probability_like == tokens:
                 raise UsageError(
                     f'the "logits" of layer {layer} lie in 0..1 and sum to 1 on each of {tokens} tokens: these are '
                     "probabilities, and a second softmax would flatten every result",
@@ -271,11 +264,11 @@ class RouterEntropy(Statistic):
                     remedy="use transformers 5.10 or later (5.0 to 5.5 return probabilities under the name "
                     "router_logits), or have the model's router return its logits",
                 )
-            if broken:
+            if num_nan:
                 raise UsageError(
-                    f"the router logits of layer {layer} are not numbers (NaN) on {broken} of {tokens} tokens",
+                    f"the router logits of layer {layer} are not numbers (NaN) on {num_nan} of {tokens} tokens",
                     expected="finite logits",
-                    remedy="load the model with another dtype (--dtype float32, or bfloat16 in place of float16)",
+                    remedy="load the model with another `dtype`: float32, or bfloat16 instead of float16",
                 )
 
 
@@ -283,18 +276,13 @@ def _add(
     table: xr.Dataset, name: str, mean: np.ndarray, std: np.ndarray, quantile: np.ndarray, unit: str, definition: str
 ) -> None:
     dims = ("layer", "domain")
-    table[f"{name}_mean"] = (dims, mean, {"units": unit, "definition": f"mean over tokens of: {definition}"})
-    table[f"{name}_std"] = (
-        dims,
-        std,
-        {"units": unit, "definition": f"standard deviation over tokens of: {definition}"},
-    )
-    about = {"units": unit, "definition": f"quantiles over tokens of: {definition}"}
-    table[f"{name}_quantile"] = ((*dims, "quantile"), quantile, about)
+    table[f"{name}_mean"] = variable(dims, mean, unit, f"mean over tokens of: {definition}")
+    table[f"{name}_std"] = variable(dims, std, unit, f"standard deviation over tokens of: {definition}")
+    table[f"{name}_quantile"] = variable((*dims, "quantile"), quantile, unit, f"quantiles over tokens of: {definition}")
 
 
 def boundary(record: Routing) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest selected and highest unselected value of whatever the family selects by, and whether both exist, (T,)."""
+    """Lowest selected and highest unselected value of what the family selects by, and whether both exist; (T,) each."""
     values_TE = selected_by(record)
     if values_TE is None:
         lowest_T, unselected_T = record.selected_probabilities_TK.amin(dim=-1), record.largest_unselected_T

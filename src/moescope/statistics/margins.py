@@ -1,4 +1,4 @@
-"""How the router gives each expert its tokens: with which weight, at which rank, how far from not giving them."""
+"""How confidently each expert is selected: weight, probability, rank, and margin to the next unselected expert."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import xarray as xr
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.entropy import boundary, second_largest, selected_by, sum_by
+from moescope.statistics.labelled import variable
 
 # name: (unit, definition)
 MEASURES = {
@@ -24,18 +25,18 @@ MEASURES = {
     ),
     "selection_lead": (
         "{selects_by}",
-        "the expert's own value minus the highest unselected one, mean over its tokens: how far it was from being "
-        "left out; selection is by {selects_by}",
+        "selection margin: the expert's value minus the highest unselected one, mean over its tokens; selection is by "
+        "{selects_by}",
     ),
 }
 _OF_BOUNDARIES = ("selection_boundary_margin", "selection_lead")
 
 
 class SelectionMargins(Statistic):
-    """Sums over each expert's own tokens of weight, probability and margins, and how often it is ranked first.
+    """Sums over each expert's tokens of weight, probability and margins, and how often it is ranked first.
 
-    The margins are those of `RouterEntropy`, there by layer and domain, here by the expert that was selected. Tokens
-    without an expert that could have been selected but was not are left out of the two that need one.
+    The margins are those of `RouterEntropy`, here by selected expert instead of by layer and domain. Tokens without an
+    expert that could have been selected but was not are left out of the two measures that need one.
 
     Args:
         layers: MoE layers looked at.
@@ -71,25 +72,25 @@ class SelectionMargins(Statistic):
         second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else second_largest(record.probabilities_TE)
         lowest_T, unselected_T, bounded_T = boundary(record)
         values_TE = selected_by(record)
-        own_TK = record.selected_probabilities_TK if values_TE is None else values_TE.gather(1, ids_TK)
+        values_TK = record.selected_probabilities_TK if values_TE is None else values_TE.gather(1, ids_TK)
         values_TKX = torch.stack(
             [
                 record.weights_TK,
                 record.selected_probabilities_TK,
                 (largest_TK[:, 0] - second_T)[:, None].expand_as(ids_TK),
                 (lowest_T - unselected_T).masked_fill(~bounded_T, 0.0)[:, None].expand_as(ids_TK),
-                (own_TK - unselected_T[:, None]).masked_fill(~bounded_T[:, None], 0.0),
+                (values_TK - unselected_T[:, None]).masked_fill(~bounded_T[:, None], 0.0),
             ],
             dim=-1,
         )
         experts_A = ids_TK.reshape(-1)
         self._combine("sums_LEX", sum_by(experts_A, values_TKX.flatten(0, 1).double(), self.num_experts), position)
-        for name, chosen in (
+        for name, ids in (
             ("num_selected_LE", experts_A),
             ("num_first_LE", ids_TK[:, 0]),
             ("num_bounded_LE", ids_TK[bounded_T].reshape(-1)),
         ):
-            self._combine(name, torch.bincount(chosen, minlength=self.num_experts), position)
+            self._combine(name, torch.bincount(ids, minlength=self.num_experts), position)
 
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: the measures of `MEASURES`, first_rank_share, num_selected; NaN where never selected."""
@@ -99,19 +100,15 @@ class SelectionMargins(Statistic):
         known_LE = np.where(selected_LE > 0, selected_LE, np.nan)
         bounded_LE = np.where(state["num_bounded_LE"] > 0, state["num_bounded_LE"], np.nan)
         table = xr.Dataset(coords={"layer": self.layers, "expert": np.arange(self.num_experts)})
-        table["num_selected"] = (
-            dims,
-            selected_LE.copy(),
-            {"units": "tokens", "definition": "N_e: tokens routed to the expert"},
-        )
-        table["first_rank_share"] = (
+        table["num_selected"] = variable(dims, selected_LE.copy(), "tokens", "N_e: tokens routed to the expert")
+        table["first_rank_share"] = variable(
             dims,
             state["num_first_LE"] / known_LE,
-            {"units": "share of its tokens", "definition": "tokens for which the expert has the largest weight / N_e"},
+            "share of its tokens",
+            "tokens for which the expert has the largest weight / N_e",
         )
-        for column, (name, words) in enumerate(MEASURES.items()):
-            units, definition = (text.format(selects_by=self.selects_by) for text in words)
+        for column, (name, texts) in enumerate(MEASURES.items()):
+            units, definition = (text.format(selects_by=self.selects_by) for text in texts)
             number_LE = bounded_LE if name in _OF_BOUNDARIES else known_LE
-            about = {"units": units, "definition": definition}
-            table[name] = (dims, state["sums_LEX"][..., column] / number_LE, about)
+            table[name] = variable(dims, state["sums_LEX"][..., column] / number_LE, units, definition)
         return table

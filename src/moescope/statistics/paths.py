@@ -1,4 +1,4 @@
-"""How tokens go from the experts of one layer to those of the next."""
+"""Expert paths: which experts of the next layer the tokens of an expert are routed to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from scipy import special
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.measures.independence import expected_mutual_information
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.measures.independence import expected_mutual_information
+from moescope.statistics.labelled import Variable, variable
 
 # P counts pairs of consecutive layers looked at: one less than layers.
 
@@ -22,7 +23,7 @@ from moescope.measures.independence import expected_mutual_information
 class ExpertPaths(Statistic):
     """Tokens with expert e' at one layer and e at the next layer looked at.
 
-    Twice: over all K x K pairs of selected experts, and for the first-ranked expert of each layer only.
+    Counted over all K x K pairs of selected experts, and for the first-ranked expert of each layer only.
 
     Args:
         layers: MoE layers looked at, in the order of the forward pass.
@@ -83,7 +84,7 @@ class ExpertPaths(Statistic):
         return statistic
 
     def update(self, record: Routing | ExpertOutputs) -> None:
-        """Counts the ways from the previous layer's experts to this one's; the first layer has none.
+        """Counts pairs of an expert of the previous layer and one of this layer; the first layer has none.
 
         Raises:
             RuntimeError: The record's previous layer is not the one before it in `layers`.
@@ -113,7 +114,7 @@ class ExpertPaths(Statistic):
 
         - transition: `P(b | a) = n_ab / n_a`; over all pairs its rows sum to K, for first ranks to 1. Its lift is
           `P(b | a) / (n_b / N)`: 1 if the layers were independent.
-        - normalised mutual information: `I / ((H + H') / 2)`, the arithmetic mean of both layers' entropies, as
+        - normalized mutual information: `I / ((H + H') / 2)`, the arithmetic mean of both layers' entropies, as
           scikit-learn does by default. `I` and `H` are of the joint distribution `n_ab / N` for first ranks, and of
           `n_ab / (N K²)`, one expert drawn from each token's sets, for all pairs. The latter stays well below 1 even if
           two layers always selected the same sets; compare it with itself only.
@@ -126,7 +127,7 @@ class ExpertPaths(Statistic):
             top1_nmi_independent, num_tokens. NaN where an expert was never selected.
         """
         dims = ("layer", "expert", "next_expert")
-        variables: dict[str, tuple] = {}
+        variables: dict[str, Variable] = {}
         readings = (
             ("", "counts_PEE", self.num_experts_per_token, "all K x K pairs of selected experts"),
             ("top1_", "top1_counts_PEE", 1, "first-ranked experts only"),
@@ -143,30 +144,17 @@ class ExpertPaths(Statistic):
                 lift_PEE = transition_PEE / (to_PE / tokens_P[:, None])[:, None, :]
             pairs = zip(counts_PEE, from_PE, to_PE, tokens_P, strict=True)
             nmi_P2 = np.array([_normalized_information(*pair, num_ranks) for pair in pairs]).reshape(-1, 2)
+            transition = f"P(expert at the next layer | expert at this one); {which}"
+            information = f"mutual information / mean entropy of the two layers; {which}"
+            shuffled = f"the same, expected if one layer's tokens were shuffled; {which}"
             variables |= {
-                f"{prefix}num_paths": (dims, counts_PEE, {"units": "tokens", "definition": f"n_ab; {which}"}),
-                f"{prefix}transition": (
-                    dims,
-                    transition_PEE,
-                    {"units": "1", "definition": f"P(expert at the next layer | expert at this one); {which}"},
-                ),
-                f"{prefix}lift": (
-                    dims,
-                    lift_PEE,
-                    {"units": "1", "definition": f"P(b | a) / (selection frequency of b); {which}"},
-                ),
-                f"{prefix}nmi": (
-                    "layer",
-                    nmi_P2[:, 0],
-                    {"units": "1", "definition": f"mutual information / mean entropy of the two layers; {which}"},
-                ),
-                f"{prefix}nmi_independent": (
-                    "layer",
-                    nmi_P2[:, 1],
-                    {"units": "1", "definition": f"the same, expected if one layer's tokens were shuffled; {which}"},
-                ),
+                f"{prefix}num_paths": variable(dims, counts_PEE, "tokens", f"n_ab; {which}"),
+                f"{prefix}transition": variable(dims, transition_PEE, "1", transition),
+                f"{prefix}lift": variable(dims, lift_PEE, "1", f"P(b | a) / (selection frequency of b); {which}"),
+                f"{prefix}nmi": variable("layer", nmi_P2[:, 0], "1", information),
+                f"{prefix}nmi_independent": variable("layer", nmi_P2[:, 1], "1", shuffled),
             }
-        variables["num_tokens"] = ("layer", num_tokens_P, {"units": "tokens", "definition": "tokens counted"})
+        variables["num_tokens"] = variable("layer", num_tokens_P, "tokens", "tokens counted")
         experts = np.arange(self.num_experts)
         return xr.Dataset(
             variables,
@@ -186,14 +174,14 @@ def _normalized_information(
     num_tokens: float,
     num_ranks: int,
 ) -> tuple[float, float]:
-    """Normalised mutual information of one pair of layers, and what is expected of shuffled tokens."""
+    """Normalized mutual information of one pair of layers, and its value expected if tokens were shuffled."""
     if not num_tokens:
         return np.nan, np.nan
     joint_EE = counts_EE / counts_EE.sum()
     before_E, after_E = joint_EE.sum(axis=1), joint_EE.sum(axis=0)
     information = special.rel_entr(joint_EE, np.outer(before_E, after_E)).sum()
     mean_entropy = (special.entr(before_E).sum() + special.entr(after_E).sum()) / 2
-    if mean_entropy <= 0:  # one expert takes all on both sides: nothing to tell
+    if mean_entropy <= 0:  # one expert is selected for every token in both layers: no information
         return np.nan, np.nan
     shuffled = expected_mutual_information(np.rint(from_E), np.rint(to_E), round(num_tokens)) / num_ranks**2
     return information / mean_entropy, shuffled / mean_entropy

@@ -1,4 +1,4 @@
-"""How early in training the router's decisions were made: agreement of a checkpoint with the final model."""
+"""Router saturation: agreement of a checkpoint's routing with the final model's."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import xarray as xr
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.statistics.base import Statistic
+from moescope.statistics.labelled import Variable, variable
 
 
 @dataclass(frozen=True)
 class RoutingPair:
-    """What two models' routers decided for the same tokens in the same layer.
+    """The routing of two models for the same tokens in the same layer.
 
     Attributes:
         checkpoint: Routing of the earlier model.
-        final: Routing of the model it became.
+        final: Routing of the final model.
     """
 
     checkpoint: Routing
@@ -40,7 +41,7 @@ class RouterSaturation(Statistic):
     """`(1/N) Σ_t |S_t ∩ S'_t| / K` of a checkpoint's selected experts and the final model's, per layer.
 
     Source: OLMoE Eq. 5 (arXiv 2409.02060). Also for the first-ranked expert alone (the share of tokens where it is the
-    same), and beside both their chance level and their value under independent routing.
+    same); both with their chance level and their value under independent routing.
 
     Args:
         layers: MoE layers looked at.
@@ -70,7 +71,7 @@ class RouterSaturation(Statistic):
             self._declare(f"{model}_top1_counts_LE", (len(self.layers), num_experts))
 
     def update(self, record: Routing | ExpertOutputs | RoutingPair) -> None:
-        """Counts agreement over one batch; takes a `RoutingPair`.
+        """Counts agreement over one batch, a `RoutingPair`.
 
         Raises:
             UsageError: The two routings are not of the same layer, tokens and number of experts.
@@ -103,16 +104,16 @@ class RouterSaturation(Statistic):
     def compute(self) -> xr.Dataset:
         """Saturation per layer: of the K selected experts (topk) and of the first-ranked one (top1).
 
-        Chance is `K / E` and `1 / E`: two routers that choose evenly and know nothing of each other. Under independent
-        routing at both models' own selection frequencies it is `Σ_e f_e f'_e / K`, which is higher where both
-        favour the same experts.
+        Chance is `K / E` and `1 / E`: two routers that select each expert equally often and independently of each
+        other. Under independent routing at both models' own selection frequencies it is `Σ_e f_e f'_e / K`, which is
+        higher where both favor the same experts.
 
         Returns:
             By `layer`: topk_saturation, top1_saturation, each also with `_chance` and `_independent`; num_tokens.
         """
         state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
         tokens_L = state["tokens_L"]
-        variables: dict[str, tuple] = {}
+        variables: dict[str, Variable] = {}
         readings = (
             ("topk", "", self.num_experts_per_token, "mean over tokens of |S_t ∩ S'_t| / K"),
             ("top1", "top1_", 1, "share of tokens whose first-ranked expert is the same"),
@@ -123,17 +124,19 @@ class RouterSaturation(Statistic):
                 ours_LE = state[f"checkpoint_{prefix}counts_LE"] / tokens_L[:, None]
                 theirs_LE = state[f"final_{prefix}counts_LE"] / tokens_L[:, None]
             variables |= {
-                f"{name}_saturation": ("layer", value_L, {"units": "1", "definition": definition}),
-                f"{name}_saturation_chance": (
+                f"{name}_saturation": variable("layer", value_L, "1", definition),
+                f"{name}_saturation_chance": variable(
                     "layer",
                     np.full(len(self.layers), num_ranks / self.num_experts),
-                    {"units": "1", "definition": "the same for two routers that choose evenly and independently"},
+                    "1",
+                    "the same for two independent routers that select each expert equally often",
                 ),
-                f"{name}_saturation_independent": (
+                f"{name}_saturation_independent": variable(
                     "layer",
                     (ours_LE * theirs_LE).sum(axis=1) / num_ranks,
-                    {"units": "1", "definition": "the same for independent routers with both selection frequencies"},
+                    "1",
+                    "the same for independent routers with both models' selection frequencies",
                 ),
             }
-        variables["num_tokens"] = ("layer", tokens_L.copy(), {"units": "tokens", "definition": "tokens counted"})
+        variables["num_tokens"] = variable("layer", tokens_L.copy(), "tokens", "tokens counted")
         return xr.Dataset(variables, coords={"layer": self.layers})

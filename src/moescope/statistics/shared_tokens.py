@@ -1,4 +1,4 @@
-"""Routed mode: how alike the outputs of two experts are on the tokens that were routed to both."""
+"""Routed mode: similarity of the outputs of two experts on the tokens that were routed to both."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.base import Statistic
 from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
+from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.base import Statistic
+from moescope.statistics.labelled import variable
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -21,7 +22,7 @@ _CHUNK_BYTES = 64 * 2**20
 class SharedTokens(Statistic):
     """Mean over tokens t with i and j both in S_t of `cos(o_i(x_t), o_j(x_t))`, and each expert's mean `|o_e(x)|`.
 
-    Outputs are taken before the routing weight, on the tokens the router really gave the experts; all pairs of each
+    Outputs are taken before the routing weight, on the tokens routed to the experts; all pairs of each
     token's K experts count. Interval: delete-one jackknife over `num_groups` hash groups of documents.
 
     Args:
@@ -30,7 +31,7 @@ class SharedTokens(Statistic):
         num_experts_per_token: K.
         num_groups: Groups of documents; 1 for no interval. State is 16 E^2 bytes for each group and layer.
         seed: Deals documents into groups.
-        device: Where state lies.
+        device: Device of the state.
     """
 
     needs_outputs: ClassVar[bool] = True
@@ -111,28 +112,18 @@ class SharedTokens(Statistic):
         norms_LE = self.state["norm_sum_LE"].cpu() / self.state["num_selected_LE"].cpu()
         by_pair, by_expert = ("layer", "expert", "other_expert"), ("layer", "expert")
         words = "cosine of two experts' outputs, mean over the tokens routed to both; diagonal 1"
-        jackknife = f"delete-one jackknife over {self.num_groups} hash groups of documents"
-
-        def variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple:
-            return dims, values.numpy(), {"units": units, "definition": definition}
-
+        jackknife = f"95 % interval, delete-one jackknife over {self.num_groups} hash groups of documents"
+        norm, experts = "mean |o_e(x)| over the tokens routed to the expert", np.arange(self.num_experts)
+        num_tokens_L, num_selected_LE = self.state["num_tokens_L"].cpu(), self.state["num_selected_LE"].cpu()
         return xr.Dataset(
             {
-                "num_tokens": variable(("layer",), self.state["num_tokens_L"].cpu(), "tokens", "tokens counted"),
-                "num_selected": variable(
-                    by_expert, self.state["num_selected_LE"].cpu(), "tokens", "tokens routed to the expert"
-                ),
-                "output_norm": variable(
-                    by_expert, norms_LE, "norm of a hidden state", "mean |o_e(x)| over the tokens routed to the expert"
-                ),
-                "num_shared": variable(by_pair, shared_LEE, "tokens", "tokens routed to both experts"),
-                "cosine": variable(by_pair, cosine_LEE, "cosine", words),
-                "cosine_low": variable(by_pair, low_LEE, "cosine", f"lower end of the 95 % interval, {jackknife}"),
-                "cosine_high": variable(by_pair, high_LEE, "cosine", f"upper end of the 95 % interval, {jackknife}"),
+                "num_tokens": variable("layer", num_tokens_L.numpy(), "tokens", "tokens counted"),
+                "num_selected": variable(by_expert, num_selected_LE.numpy(), "tokens", "tokens routed to the expert"),
+                "output_norm": variable(by_expert, norms_LE.numpy(), "norm of a hidden state", norm),
+                "num_shared": variable(by_pair, shared_LEE.numpy(), "tokens", "tokens routed to both experts"),
+                "cosine": variable(by_pair, cosine_LEE.numpy(), "cosine", words),
+                "cosine_low": variable(by_pair, low_LEE.numpy(), "cosine", f"lower end, {jackknife}"),
+                "cosine_high": variable(by_pair, high_LEE.numpy(), "cosine", f"upper end, {jackknife}"),
             },
-            coords={
-                "layer": self.layers,
-                "expert": np.arange(self.num_experts),
-                "other_expert": np.arange(self.num_experts),
-            },
+            coords={"layer": self.layers, "expert": experts, "other_expert": experts},
         )

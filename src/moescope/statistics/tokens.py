@@ -1,4 +1,4 @@
-"""Which token types each expert takes: vocabulary specialization, vocabulary overlap, top tokens."""
+"""Which token types are routed to each expert: vocabulary specialization, vocabulary overlap, top tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
+from moescope.statistics.labelled import variable
 
 Reading = Literal["input", "predicted", "next"]
 Ranks = Literal["all", "first"]
@@ -61,8 +62,8 @@ class TokenUsage(Statistic):
     ) -> None:
         if reading not in get_args(Reading) or ranks not in get_args(Ranks):
             raise UsageError(
-                f"reading {reading!r}, ranks {ranks!r}",
-                expected=f"reading one of {', '.join(get_args(Reading))}; ranks one of {', '.join(get_args(Ranks))}",
+                f"`reading={reading!r}`, `ranks={ranks!r}`",
+                expected=f"a reading of {', '.join(get_args(Reading))}; ranks of {', '.join(get_args(Ranks))}",
             )
         super().__init__(
             layers=layers,
@@ -100,7 +101,7 @@ class TokenUsage(Statistic):
         Args:
             rows_N4: Rows of layer position (index into `layers`), expert, token id, count; repeated cells add up.
             num_experts_per_token: K of the model.
-            layers: Layer numbers the positions stand for.
+            layers: Decoder block index of each position.
             num_experts: E.
             min_count: See the class.
             vocab_size: V; by default the greatest token id + 1.
@@ -159,7 +160,7 @@ class TokenUsage(Statistic):
         else:
             type_ids_T = record.tokens.predicted_token_ids_T
         if type_ids_T is None:
-            raise RuntimeError("predicted tokens are known only after the forward pass, where someone asks for them")
+            raise RuntimeError("predicted tokens are not known: they are computed after the forward pass, on request")
         type_ids_T = type_ids_T.to(self.device)
         ones_T = torch.ones(type_ids_T.shape[0], dtype=torch.int32, device=self.device)
         if self.reading == "next":  # where there is no next token, nothing is added to type 0
@@ -170,8 +171,8 @@ class TokenUsage(Statistic):
     def compute(self) -> xr.Dataset:
         """Vocabulary specialization `mean_x max_e N_xe / N_x` per layer, and its value under independent routing.
 
-        The average is over token types with `N_x >= min_count`. Independent routing: each expert takes each
-        occurrence with its layer frequency `N_e / N`, so `N_xe` is Binomial(N_x, N_e / N); see
+        The average is over token types with `N_x >= min_count`. Independent routing: each expert is selected for
+        each occurrence with its layer frequency `N_e / N`, so `N_xe` is Binomial(N_x, N_e / N); see
         `moescope.measures.independence.expected_maximum_share`.
 
         Returns:
@@ -203,19 +204,18 @@ class TokenUsage(Statistic):
         definition = f"max_e N_xe / N_x, averaged over token types x seen at least {self.min_count} times; {which}"
         return xr.Dataset(
             {
-                "vocabulary_specialization": ("layer", value_L, {"units": "1", "definition": definition}),
-                "vocabulary_specialization_independent": (
-                    "layer",
-                    independent_L,
-                    {"units": "1", "definition": "the same, expected if N_xe were Binomial(N_x, N_e / N)"},
+                "vocabulary_specialization": variable("layer", value_L, "1", definition),
+                "vocabulary_specialization_independent": variable(
+                    "layer", independent_L, "1", "the same, expected if N_xe were Binomial(N_x, N_e / N)"
                 ),
-                "num_types": (
+                "num_types": variable(
                     "layer",
                     np.array([len(totals) for totals in occurrences], dtype=np.int64),
-                    {"units": "token types", "definition": f"token types seen at least {self.min_count} times"},
+                    "token types",
+                    f"token types seen at least {self.min_count} times",
                 ),
-                "num_types_seen": ("layer", num_seen_L, {"units": "token types", "definition": "token types seen"}),
-                "num_tokens": ("layer", num_tokens_L, {"units": "tokens", "definition": "positions counted"}),
+                "num_types_seen": variable("layer", num_seen_L, "token types", "token types seen"),
+                "num_tokens": variable("layer", num_tokens_L, "tokens", "positions counted"),
             },
             coords={"layer": self.layers},
             attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
@@ -224,9 +224,9 @@ class TokenUsage(Statistic):
     def top_tokens(self, num_tokens: int = 10) -> xr.Dataset:
         """Each expert's token types, by lift and by count.
 
-        `lift = (N_xe / N_x) / (N_e / N)`, among types with `N_x >= min_count`; ties (many types are always taken by an
-        expert) go to the more frequent type, then to the lower id. By count any type qualifies. The first by lift is
-        picked among thousands: it is a description of this sample, not an estimate.
+        `lift = (N_xe / N_x) / (N_e / N)`, among types with `N_x >= min_count`; ties (many types are always routed to
+        one expert) go to the more frequent type, then to the lower id. By count any type qualifies. The first by lift
+        is selected among thousands: it is a description of this sample, not an estimate.
 
         Returns:
             By `layer, expert, order ("lift" | "count"), place`: token_id (-1 where there are fewer), num_selected
@@ -258,10 +258,10 @@ class TokenUsage(Statistic):
         dims = ("layer", "expert", "order", "place")
         return xr.Dataset(
             {
-                "token_id": (dims, token_ids, {"units": "index", "definition": "token type; -1: none"}),
-                "num_selected": (dims, selected, {"units": "tokens", "definition": "N_xe"}),
-                "num_occurrences": (dims, occurrences, {"units": "tokens", "definition": "N_x"}),
-                "lift": (dims, lift, {"units": "1", "definition": "(N_xe / N_x) / (N_e / N)"}),
+                "token_id": variable(dims, token_ids, "index", "token type; -1: none"),
+                "num_selected": variable(dims, selected, "tokens", "N_xe"),
+                "num_occurrences": variable(dims, occurrences, "tokens", "N_x"),
+                "lift": variable(dims, lift, "1", "(N_xe / N_x) / (N_e / N)"),
             },
             coords={
                 "layer": self.layers,
@@ -275,8 +275,8 @@ class TokenUsage(Statistic):
     def vocabulary_overlap(self) -> xr.Dataset:
         """Weighted Jaccard of two experts' token types, `Σ_x min(n_xi, n_xj) / Σ_x max(n_xi, n_xj)`.
 
-        Over all token types, `n_xe = N_xe`. Experts of unequal load cannot reach 1, under independent routing neither:
-        there `n_xe` is Binomial(N_x, N_e / N), and the value shown is the ratio of the expected sums.
+        Over all token types, `n_xe = N_xe`. Experts of unequal load cannot reach 1, nor can they under independent
+        routing: there `n_xe` is Binomial(N_x, N_e / N), and the value shown is the ratio of the expected sums.
 
         Returns:
             By `layer, expert, other_expert`: weighted_jaccard, weighted_jaccard_independent. The diagonal is 1; NaN
@@ -304,11 +304,9 @@ class TokenUsage(Statistic):
         definition = f"Σ_x min(n_xi, n_xj) / Σ_x max(n_xi, n_xj) over token types; x is {READINGS[self.reading]}"
         return xr.Dataset(
             {
-                "weighted_jaccard": (dims, value_LEE, {"units": "1", "definition": definition}),
-                "weighted_jaccard_independent": (
-                    dims,
-                    independent_LEE,
-                    {"units": "1", "definition": "ratio of the sums expected if n_xe were Binomial(N_x, N_e / N)"},
+                "weighted_jaccard": variable(dims, value_LEE, "1", definition),
+                "weighted_jaccard_independent": variable(
+                    dims, independent_LEE, "1", "ratio of the sums expected if n_xe were Binomial(N_x, N_e / N)"
                 ),
             },
             coords={

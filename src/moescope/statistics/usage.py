@@ -1,4 +1,4 @@
-"""How often each expert is selected, by domain, with what uncertainty and against what chance.
+"""How often each expert is selected, by domain, with intervals and nulls over documents.
 
 Source of the measures: Muennighoff et al. 2024, "OLMoE" (arXiv 2409.02060), section 5.
 """
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.measures.constants import NUM_BOOTSTRAP
+from moescope.measures.resampling import halves, null_labels, poisson_weights
 from moescope.records import Routing, TokenBatch
 from moescope.statistics.base import Statistic
-from moescope.measures.resampling import halves, null_labels, poisson_weights
+from moescope.statistics.usage_table import UsageCounts, usage_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,12 +38,12 @@ class ExpertUsage(Statistic):
     * null: each document counts for a domain drawn from `domain_shares`; gives the range of divergence and mutual
       information where domains do not matter.
 
-    The documents fall into two halves by another hash: findings are chosen on half 0 and measured on half 1.
+    Another hash splits the documents into two halves: half 0 selects findings, half 1 evaluates them.
 
     State, for L layers, D domains, E experts, R bootstrap and N null replicates: `4 L D E (2 R + N)` bytes and little
     more, whatever the number of tokens (93 MB for 16 layers, 22 domains, 64 experts; a file of it takes half or less,
-    see `moescope.statistics.storage`). Replicates are int32: exact as long as no expert has 2 thousand million tokens
-    of one domain.
+    see `moescope.statistics.storage`). Replicates are int32: exact as long as no expert has 2^31 tokens of
+    one domain.
 
     A token counts once for each of its K experts; padding and special tokens are not in the records. A document is one
     row of one batch.
@@ -55,9 +57,9 @@ class ExpertUsage(Statistic):
         seed: Chooses halves, weights and labels.
         num_bootstrap: R; 0 for no intervals.
         num_null: Null replicates; 0 for no nulls.
-        domain_shares: Probability of each domain under the null; None: all the same, as the sampler shares out its
-            tokens. The null depends on it only in second order (the bias of both measures grows with the number of
-            domains over the number of documents, however the domains share them).
+        domain_shares: Probability of each domain under the null; None: all equal, as the sampler divides its tokens.
+            The null depends on it only in second order (the bias of both measures grows with the number of domains over
+            the number of documents, however the domains share them).
 
     Raises:
         UsageError: No domain, or shares that are not one positive number per domain.
@@ -74,16 +76,16 @@ class ExpertUsage(Statistic):
         domains: Sequence[str],
         device: torch.device | str = "cpu",
         seed: int = 0,
-        num_bootstrap: int = 400,
+        num_bootstrap: int = NUM_BOOTSTRAP,
         num_null: int = 200,
         domain_shares: Sequence[float] | None = None,
     ) -> None:
         if not domains:
-            raise UsageError("there is no domain to count", expected="one or more")
+            raise UsageError("`domains` is empty", expected="one or more")
         shares = None if domain_shares is None else [float(share) for share in domain_shares]
         if shares is not None and (len(shares) != len(domains) or not all(share > 0 for share in shares)):
             raise UsageError(
-                f"domain_shares are {shares}", expected=f"{len(domains)} positive numbers, one for each domain"
+                f"`domain_shares={shares}`", expected=f"{len(domains)} positive numbers, one for each domain"
             )
         super().__init__(
             layers=layers,
@@ -206,9 +208,16 @@ class ExpertUsage(Statistic):
 
     def compute(self) -> xr.Dataset:
         """All measures of usage and specialization; see `moescope.statistics.usage_table.usage_table`."""
-        from moescope.statistics.usage_table import usage_table
-
-        return usage_table(self)
+        return usage_table(
+            UsageCounts(
+                **{name: tensor.cpu().numpy() for name, tensor in self.state.items()},
+                layers=self.layers,
+                domains=self.domains,
+                num_experts_per_token=self.num_experts_per_token,
+                domain_shares=self.domain_shares,
+                seed=self.seed,
+            )
+        )
 
     @classmethod
     def from_counts(

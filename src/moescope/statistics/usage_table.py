@@ -1,28 +1,24 @@
-"""`ExpertUsage` finalised: counts become labelled measures with intervals and nulls."""
+"""Counts of selected experts as measures with labels, with intervals and nulls; what `ExpertUsage.compute` gives."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.measures import usage as measures
-
-if TYPE_CHECKING:
-    from moescope.statistics.usage import ExpertUsage
-
-"""Documents below which an interval says nothing."""
+from moescope.measures.constants import MIN_DOCUMENTS
 
 OLMOE = "Muennighoff et al. 2024, OLMoE (arXiv 2409.02060)"
-INTERVAL = "95 % percentile interval of a Poisson bootstrap over documents; NaN under 10 documents"
-NULL = "documents' labels drawn from the domain shares"
+INTERVAL = f"95 % percentile interval of a Poisson bootstrap over documents; NaN under {MIN_DOCUMENTS} documents"
+NULL = "each document's label drawn from the domain shares"
 
 PER_DOMAIN = ("layer", "domain")
 PER_CELL = ("layer", "domain", "expert")
-POOLED = ("layer", "expert")
+PER_EXPERT = ("layer", "expert")
 
 # name: (dims, unit, definition, source)
 _DEFINITIONS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
@@ -34,19 +30,19 @@ _DEFINITIONS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "lift_low": (
         PER_CELL,
         "ratio",
-        "2.5 % quantile of the lift over bootstrap replicates, however few the documents: a cautious score",
+        "2.5 % quantile of the lift over bootstrap replicates, however few the documents: the score of the selection",
         "",
     ),
     "num_tokens_all": (("layer",), "tokens", "N: tokens of all domains", ""),
     "num_documents_all": (("layer",), "documents", "documents of all domains with a token counted", ""),
-    "num_selected_all": (POOLED, "tokens", "N_e: tokens of all domains with the expert among their K", ""),
-    "selection_frequency": (POOLED, "share of tokens", "N_e / N; sums to K over experts", f"{OLMOE}, section 5"),
-    "mean_probability": (POOLED, "probability", "P_e: mean router probability over all tokens", ""),
+    "num_selected_all": (PER_EXPERT, "tokens", "N_e: tokens of all domains with the expert among their K", ""),
+    "selection_frequency": (PER_EXPERT, "share of tokens", "N_e / N; sums to K over experts", f"{OLMOE}, section 5"),
+    "mean_probability": (PER_EXPERT, "probability", "P_e: mean router probability over all tokens", ""),
     "divergence": (
-        POOLED,
+        PER_EXPERT,
         "bits",
         "Jensen-Shannon divergence of the expert's distribution over domains (N_ed / N_e) from its layer's (N_d / N)",
-        "as in arXiv 2604.02178, with a null of our own",
+        "as in arXiv 2604.02178; the null is ours",
     ),
     "mutual_information": (("layer",), "bits", "I(expert; domain) over token-expert assignments", ""),
     "mutual_information_share": (("layer",), "share", "I(expert; domain) / H(domain)", ""),
@@ -67,59 +63,90 @@ _LOAD: dict[str, tuple[str, str, str]] = {
 }
 
 _HALVES = {
-    "choosing": "of half 0 of the documents: for choosing findings, not for showing",
-    "measured": "of half 1 of the documents: what is shown of findings chosen on half 0",
+    "choosing": "on the selection half of the documents (half 0): for selecting findings, not for reporting them",
+    "measured": "on the evaluation half of the documents (half 1): to report findings selected on half 0",
 }
 
 
-def usage_table(statistic: ExpertUsage) -> xr.Dataset:
-    """All measures of usage and specialization of METRICS, labelled.
+@dataclass(frozen=True)
+class UsageCounts:
+    """What `ExpertUsage` counted, as arrays; H are the halves of the documents, R replicates.
+
+    Attributes:
+        counts_LHDE: Tokens with the expert among their K.
+        tokens_LHD: Tokens.
+        documents_LHD: Documents with a token.
+        probabilities_LDE: Sums of router probabilities over tokens.
+        bootstrap_counts_LHDRE: `counts_LHDE` in each bootstrap replicate.
+        bootstrap_tokens_LHDR: `tokens_LHD` in each bootstrap replicate.
+        null_counts_LRDE: Tokens with the expert, by drawn domain, in each null replicate.
+        null_tokens_LRD: Tokens by drawn domain in each null replicate.
+        layers: Decoder block indices.
+        domains: Names of the domains.
+        num_experts_per_token: K.
+        domain_shares: Probability of each domain under the null.
+        seed: What halves, weights and labels were drawn with.
+    """
+
+    counts_LHDE: NDArray[np.int64]
+    tokens_LHD: NDArray[np.int64]
+    documents_LHD: NDArray[np.int64]
+    probabilities_LDE: NDArray[np.float64]
+    bootstrap_counts_LHDRE: NDArray[np.int32]
+    bootstrap_tokens_LHDR: NDArray[np.int64]
+    null_counts_LRDE: NDArray[np.int32]
+    null_tokens_LRD: NDArray[np.int64]
+    layers: Sequence[int]
+    domains: Sequence[str]
+    num_experts_per_token: int
+    domain_shares: Sequence[float]
+    seed: int
+
+
+def usage_table(counted: UsageCounts) -> xr.Dataset:
+    """All measures of usage and specialization, with labels.
 
     Variables have dims `layer`, `domain`, `expert`, or fewer. Load measures without suffix are by layer and domain,
     with `_all` by layer, all tokens pooled; likewise `num_tokens`, `num_documents`, `num_selected`.
     `selection_frequency` pools all tokens; by domain it is `domain_specialization`. Intervals end in `_ci_low`,
     `_ci_high`; nulls in `_null_mean`, `_null_low`, `_null_high`, `_excess` (value - null mean). Names that begin with
-    `choosing_` are of half 0 of the documents, with `measured_` of half 1.
+    `choosing_` are of half 0 of the documents (selection), with `measured_` of half 1 (evaluation).
 
     Args:
-        statistic: What was counted.
+        counted: The counts and their replicates.
 
     Returns:
-        The dataset; each variable has `units` and `definition` in its attrs, and `source` where it is another's.
+        The dataset; each variable has `units` and `definition` in its attrs, and `source` where it has one in the
+        literature.
     """
-    state = {name: tensor.cpu().numpy() for name, tensor in statistic.state.items()}
-    counts_LHDE, tokens_LHD, documents_LHD = (state[name] for name in ("counts_LHDE", "tokens_LHD", "documents_LHD"))
-    values = {
-        "num_tokens": tokens_LHD.sum(axis=1),
-        "num_documents": documents_LHD.sum(axis=1),
-        "num_selected": counts_LHDE.sum(axis=1),
+    values: dict[str, NDArray] = {
+        "num_tokens": counted.tokens_LHD.sum(axis=1),
+        "num_documents": counted.documents_LHD.sum(axis=1),
+        "num_selected": counted.counts_LHDE.sum(axis=1),
     }
     for name in list(values):
         values[f"{name}_all"] = values[name].sum(axis=1)
-    probabilities_LE = state["probabilities_LDE"].sum(axis=1)
+    probabilities_LE = counted.probabilities_LDE.sum(axis=1)
     counted_L1 = np.where(probabilities_LE.sum(axis=1) > 0, values["num_tokens_all"], 0)[:, None]
     values["mean_probability"] = measures.ratio(probabilities_LE, counted_L1)
     _add_shares(values, "", values["num_selected"], values["num_tokens"])
     for half, prefix in enumerate(_HALVES):
-        values[f"{prefix}_num_tokens"] = tokens_LHD[:, half]
-        values[f"{prefix}_num_documents"] = documents_LHD[:, half]
-        _add_shares(values, f"{prefix}_", counts_LHDE[:, half], tokens_LHD[:, half])
-    _add_load(values, state["probabilities_LDE"])
-    _add_intervals(values, state)
-    _add_nulls(values, state)
+        values[f"{prefix}_num_tokens"] = counted.tokens_LHD[:, half]
+        values[f"{prefix}_num_documents"] = counted.documents_LHD[:, half]
+        _add_shares(values, f"{prefix}_", counted.counts_LHDE[:, half], counted.tokens_LHD[:, half])
+    _add_load(values, counted.probabilities_LDE)
+    _add_intervals(values, counted)
+    _add_nulls(values, counted)
 
-    table = xr.Dataset(
-        {name: (_dims(name), array) for name, array in values.items()},
+    return xr.Dataset(
+        {name: (_dims(name), array, _describe(name)) for name, array in values.items()},
         coords={
-            "layer": statistic.layers,
-            "domain": statistic.domains,
-            "expert": np.arange(statistic.num_experts),
+            "layer": list(counted.layers),
+            "domain": list(counted.domains),
+            "expert": np.arange(counted.counts_LHDE.shape[-1]),
         },
-        attrs=_attrs(statistic, values["num_documents"]),
+        attrs=_attrs(counted, values["num_documents"]),
     )
-    for name in values:
-        table[name].attrs.update(_describe(name))
-    return table
 
 
 def _add_shares(values: dict[str, NDArray], prefix: str, counts_LDE: NDArray, tokens_LD: NDArray) -> None:
@@ -140,12 +167,12 @@ def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
         values[f"auxiliary_loss{suffix}"] = measures.auxiliary_loss(counts, probabilities, tokens)
 
 
-def _add_intervals(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
+def _add_intervals(values: dict[str, NDArray], counted: UsageCounts) -> None:
     """Intervals of all documents and of half 1, layer by layer: replicates of all layers at once take too much."""
     names = ("selection_frequency", "domain_specialization", "lift")
     values["choosing_lift_low"] = np.full(values["lift"].shape, np.nan)
     for layer in range(values["lift"].shape[0]):
-        counts_HDRE, tokens_HDR = state["bootstrap_counts_LHDRE"][layer], state["bootstrap_tokens_LHDR"][layer]
+        counts_HDRE, tokens_HDR = counted.bootstrap_counts_LHDRE[layer], counted.bootstrap_tokens_LHDR[layer]
         _, _, lift_RDE = _replicates(counts_HDRE[:1], tokens_HDR[:1])
         values["choosing_lift_low"][layer], _ = measures.replicate_range(lift_RDE)
         for prefix, first in (("", 0), ("measured_", 1)):
@@ -168,7 +195,7 @@ def _replicates(counts_HDRE: NDArray, tokens_HDR: NDArray) -> tuple[NDArray, NDA
     return frequency_RE, specialization_RDE, measures.lift(specialization_RDE)
 
 
-def _add_nulls(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
+def _add_nulls(values: dict[str, NDArray], counted: UsageCounts) -> None:
     values["divergence"] = measures.divergence(values["num_selected"], values["num_tokens"])
     values["mutual_information"] = measures.mutual_information(values["num_selected"])
     values["domain_entropy"] = measures.domain_entropy(values["num_tokens"])
@@ -178,7 +205,7 @@ def _add_nulls(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
         for ending in ("null_mean", "null_low", "null_high"):
             values[f"{name}_{ending}"] = np.full(values[name].shape, np.nan)
     for layer, (counts_RDE, tokens_RD) in enumerate(
-        zip(state["null_counts_LRDE"], state["null_tokens_LRD"], strict=True)
+        zip(counted.null_counts_LRDE, counted.null_tokens_LRD, strict=True)
     ):
         information_R = measures.mutual_information(counts_RDE)
         shares_R = measures.ratio(information_R, measures.domain_entropy(tokens_RD))
@@ -230,27 +257,27 @@ def _describe(name: str) -> dict[str, str]:
     return {"units": units, "definition": definition} | ({"source": source} if source else {})
 
 
-def _attrs(statistic: ExpertUsage, documents_LD: NDArray) -> dict[str, object]:
+def _attrs(counted: UsageCounts, documents_LD: NDArray) -> dict[str, object]:
     few = [
         domain
-        for domain, documents in zip(statistic.domains, documents_LD.min(axis=0, initial=2**62), strict=True)
+        for domain, documents in zip(counted.domains, documents_LD.min(axis=0, initial=2**62), strict=True)
         if documents < MIN_DOCUMENTS
     ]
-    known = bool(documents_LD.sum())
-    if not known:
+    if not documents_LD.sum():
         note = "made of counts without documents: intervals and nulls are empty"
     elif few:
         note = f"under {MIN_DOCUMENTS} documents, so without intervals: {', '.join(few)}"
     else:
         note = ""
+    num_experts = counted.counts_LHDE.shape[-1]
     return {
-        "num_experts": statistic.num_experts,
-        "num_experts_per_token": statistic.num_experts_per_token,
-        "uniform_baseline": statistic.num_experts_per_token / statistic.num_experts,
-        "num_bootstrap": statistic.parameters["num_bootstrap"],
-        "num_null": statistic.parameters["num_null"],
+        "num_experts": num_experts,
+        "num_experts_per_token": counted.num_experts_per_token,
+        "uniform_baseline": counted.num_experts_per_token / num_experts,
+        "num_bootstrap": counted.bootstrap_tokens_LHDR.shape[-1],
+        "num_null": counted.null_tokens_LRD.shape[1],
         "min_documents": MIN_DOCUMENTS,
-        "null_domain_shares": statistic.domain_shares,
-        "seed": statistic.seed,
+        "null_domain_shares": list(counted.domain_shares),
+        "seed": counted.seed,
         "note": note,
     }

@@ -1,131 +1,79 @@
-"""What a corpus' loss is without some experts of a layer, beside experts that are used as much."""
+"""The public `ablate`: the loss of a corpus with and without some experts of a layer, with matched controls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from moescope.measures.constants import ALL
+from moescope.analyses.ablation.options import AblateOptions
+from moescope.analyses.ablation.table import Measured, control_frame, domain_frame, table_of
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import UsageError
+from moescope.errors import MoescopeWarning
 from moescope.interventions.ablation import Ablation, ablation_effects, check_ablations
-from moescope.interventions.atlas import Documents, Means, domain_means
-from moescope.interventions.controls import NUM_CONTROLS, USAGE_TOKENS, count_usage, matched_draws
+from moescope.interventions.controls import USAGE_TOKENS, count_usage, matched_draws
+from moescope.interventions.document_effects import Documents
 from moescope.interventions.losses import check_complete
 from moescope.interventions.rerun import keep
+from moescope.results import Made, Manifest, Outcome
+from moescope.results.manifest import make_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    import pandas as pd
+    import xarray as xr
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from moescope.corpora import Batch, Corpus
     from moescope.models import MoEModel
 
-BITS = 1 / np.log(2)
 
-
-@dataclass(frozen=True)
-class AblationRun:
+@dataclass(frozen=True, repr=False)
+class AblationRun(Outcome):
     """The effect of an ablation on a corpus.
 
     Attributes:
-        ablation: What was ablated.
-        controls: The same number of other experts of the layer each, used about as much.
-        frequencies: Share of a sample's tokens that chose each target, then each control (any of its experts).
-        documents: Documents it was measured on.
-        bytes_G: Bytes of text that each document's predicted tokens are.
-        losses_G: Nats lost at them, with all experts.
-        selected_G: Tokens of each that chose an ablated expert.
-        effects_GP: Δ loss of the ablation, then of each control, nats summed over the document.
+        ablation: The experts that were ablated.
+        controls: The control ablations: as many other experts of the layer, selected about as often.
+        table: Labelled numbers by `domain` (first `all`) and `control`.
         context: What was looked at.
-        sampler: Which tokens were counted.
+        manifest: What was run, on what, with what.
     """
 
     ablation: Ablation
-    controls: list[Ablation]
-    frequencies: list[float]
-    documents: Documents
-    bytes_G: NDArray[np.int64]
-    losses_G: NDArray[np.float64]
-    selected_G: NDArray[np.int64]
-    effects_GP: NDArray[np.float64]
+    controls: tuple[Ablation, ...]
+    table: xr.Dataset
     context: Context
-    sampler: Sampler
-
-    def means(self, effects_GP: NDArray[np.float64]) -> Means:
-        """Means over all documents and each domain's."""
-        return domain_means(effects_GP, self.documents, len(self.context.domains), seed=self.context.seed)
-
-    def frames(self) -> dict[str, pd.DataFrame]:
-        """`ablate`: a row per domain (first `all`). `ablate_controls`: a row per control and domain."""
-        means = self.means(self.effects_GP)
-        control_GP = self.effects_GP[:, 1:]
-        excess = self.means(self.effects_GP[:, :1] - control_GP.mean(1, keepdims=True)) if self.controls else None
-        names = [ALL, *self.context.domains]
-        rows: list[dict[str, Any]] = []
-        for place, name in enumerate(names):
-            at_G = self.documents.domain_ids_G == place - 1 if place else np.ones(len(self.losses_G), bool)
-            tokens, num_bytes = int(self.documents.predicted_G[at_G].sum()), int(self.bytes_G[at_G].sum())
-            loss, effect = float(self.losses_G[at_G].sum()), float(self.effects_GP[at_G, 0].sum())
-            controls = means.mean_DP[place, 1:]
-            known = bool(self.controls) and bool(tokens)
-            rows.append(
-                {
-                    "domain": name,
-                    "num_tokens": tokens,
-                    "num_documents": int(at_G.sum()),
-                    "num_bytes": num_bytes,
-                    "num_selected": int(self.selected_G[at_G].sum()),
-                    "loss": _ratio(loss, tokens),
-                    "loss_ablated": _ratio(loss + effect, tokens),
-                    "delta_loss": means.mean_DP[place, 0],
-                    "ci_low": means.low_DP[place, 0],
-                    "ci_high": means.high_DP[place, 0],
-                    "bits_per_byte": _ratio(loss * BITS, num_bytes),
-                    "bits_per_byte_ablated": _ratio((loss + effect) * BITS, num_bytes),
-                    "control_delta_loss": float(controls.mean()) if known else np.nan,
-                    "control_quantile_05": float(np.quantile(controls, 0.05)) if known else np.nan,
-                    "control_quantile_95": float(np.quantile(controls, 0.95)) if known else np.nan,
-                    "num_controls": len(self.controls),
-                    "num_controls_below": int((controls < means.mean_DP[place, 0]).sum()),
-                    "excess": excess.mean_DP[place, 0] if excess else np.nan,
-                    "excess_ci_low": excess.low_DP[place, 0] if excess else np.nan,
-                    "excess_ci_high": excess.high_DP[place, 0] if excess else np.nan,
-                }
-            )
-        each = [
-            {
-                "control": number,
-                "experts": " ".join(map(str, control.experts)),
-                "selection_frequency": self.frequencies[number + 1],
-                "domain": name,
-                "delta_loss": means.mean_DP[place, number + 1],
-                "ci_low": means.low_DP[place, number + 1],
-                "ci_high": means.high_DP[place, number + 1],
-            }
-            for number, control in enumerate(self.controls)
-            for place, name in enumerate(names)
-        ]
-        columns = ["control", "experts", "selection_frequency", "domain", "delta_loss", "ci_low", "ci_high"]
-        return {"ablate": pd.DataFrame(rows), "ablate_controls": pd.DataFrame(each, columns=columns)}
-
-    def figures(self) -> Iterator[tuple[str, Figure]]:
-        """Δ loss by domain beside the controls."""
-        from moescope.analyses.atlas.figures import ablation
-
-        yield "ablate", ablation(self.frames()["ablate"], self.words, self.context)
+    manifest: Manifest
 
     @property
-    def words(self) -> str:
-        """What was ablated, in words."""
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """The table, as `ablate`."""
+        return {"ablate": self.table}
+
+    @cached_property
+    def frames(self) -> Mapping[str, pd.DataFrame]:
+        """`ablate`: a row per domain (first `all`). `ablate_controls`: a row per control and domain."""
+        return {"ablate": domain_frame(self.table), "ablate_controls": control_frame(self.table)}
+
+    @property
+    def figures(self) -> Mapping[str, Figure]:
+        """`ablate`: Δ loss by domain, with the controls'."""
+        from moescope.analyses.ablation import figures as draw
+
+        return Made({"ablate": partial(draw.by_domain, self.frames["ablate"], self.description, self.context)})
+
+    @property
+    def description(self) -> str:
+        """The ablated experts in a few words."""
         experts = ", ".join(map(str, self.ablation.experts))
         return f"expert{'s' if len(self.ablation.experts) > 1 else ''} {experts} of layer {self.ablation.layer}"
 
@@ -136,50 +84,49 @@ def ablate(
     *,
     layer: int,
     experts: Sequence[int],
+    num_controls: int = AblateOptions.num_controls,
     num_tokens: int = 100_000,
-    num_controls: int = NUM_CONTROLS,
     seed: int = 0,
     sequence_length: int | None = None,
     batch_tokens: int = 8192,
+    command_line: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> AblationRun:
     """Measures the loss on a corpus with and without some experts of a layer, ablated together.
 
-    The same is done with up to `num_controls` random sets of other experts of the layer that are chosen about as often
-    (counted on a sample of the corpus). All are measured on the same tokens, with the layers below run once.
+    The same is measured for up to `num_controls` random sets of other experts of the layer that are selected about as
+    often (counted on a sample of the corpus), on the same tokens. The layers below run once for all.
 
     Args:
         model: From `load_model`, with its whole depth.
         corpus: From `load_corpus`.
         layer: A MoE layer.
         experts: One of its experts or several.
+        num_controls: Controls to draw; fewer where the layer does not have that many experts.
         num_tokens: Tokens to count, split evenly over the corpus' domains.
-        num_controls: Controls to draw; fewer where the layer has not that many experts.
         seed: Chooses documents, windows, controls and replicates.
-        sequence_length: Longest window of a document.
+        sequence_length: Longest window of a document, in tokens.
         batch_tokens: Padded tokens in a batch.
+        command_line: The command as it was typed, for the manifest.
         progress: Called after each batch with the number of tokens counted in it.
+
+    Returns:
+        The run: `.table`, `.frames`, `.figures`, `.manifest`, `.save(path)`.
 
     Raises:
         UsageError: A layer or expert that does not exist, or an expert named twice.
         ModelError: The model is not complete.
     """
+    started = time.perf_counter()
+    options = AblateOptions(layer=layer, experts=tuple(sorted(experts)), num_controls=num_controls)
     check_complete(model, "the effect of an ablation")
-    ablation = Ablation(layer, tuple(sorted(experts)))
+    ablation = Ablation(layer, options.experts)
     check_ablations(model, [ablation])
-    if num_controls < 0:
-        raise UsageError(f"{num_controls} controls were asked for", expected="0 or more")
-    usage = count_usage(
-        model,
-        [layer],
-        corpus=corpus,
-        num_tokens=min(num_tokens, USAGE_TOKENS),
-        seed=seed,
-        batch_tokens=batch_tokens,
-    )
-    targets = [(layer, expert) for expert in ablation.experts]
-    draws = matched_draws(usage.counts, targets, num=num_controls, seed=seed) if num_controls else []
-    controls = [Ablation(layer, tuple(sorted(draw.values()))) for draw in draws]
+    controls, frequencies = _controls(model, corpus, ablation, options.num_controls, num_tokens, seed, batch_tokens)
+    notes = []
+    if len(controls) < num_controls:
+        notes.append(f"{len(controls)} controls instead of {num_controls}: layer {layer} has no more experts to draw")
+        warnings.warn(notes[-1], MoescopeWarning, stacklevel=2)
     sampler = Sampler(
         corpus,
         model.tokenizer,
@@ -189,15 +136,11 @@ def ablate(
         max_positions=model.max_positions,
         batch_tokens=batch_tokens,
     )
-    parts: list[dict[str, NDArray]] = []
-    for batch in sampler:
-        placed = batch.to(model.device)
-        parts.append(_measured(model, placed, [ablation, *controls], batch_tokens))
-        if progress is not None:
-            progress(placed.tokens.num_tokens)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    pass_started = time.perf_counter()
+    measured = _measure(model, sampler, [ablation, *controls], batch_tokens, progress)
+    pass_seconds = time.perf_counter() - pass_started
     context = Context(
-        model=model,
+        model=model.info,
         layers=(layer,),
         domains=corpus.domains,
         groups=corpus.groups,
@@ -205,33 +148,82 @@ def ablate(
         num_tokens=int(sampler.num_tokens_D.sum()),
         seed=seed,
         predictions=False,
+        corpus_fingerprint=corpus.fingerprint,
     )
-    return AblationRun(
-        ablation,
-        controls,
-        [sum(usage.frequency(layer, expert) for expert in a.experts) for a in (ablation, *controls)],
+    settings: dict[str, Any] = {
+        "num_tokens": num_tokens,
+        "sequence_length": sequence_length,
+        "batch_tokens": batch_tokens,
+        **asdict(options),
+        "controls": [list(control.experts) for control in controls],
+    }
+    table = table_of(measured, controls, frequencies, corpus.domains, seed)
+    manifest = make_manifest(
+        context,
+        command="ablate",
+        analyses=["ablate"],
+        options=settings if command_line is None else settings | {"command_line": command_line},
+        corpus=corpus,
+        sampler=sampler,
+        notes=notes,
+        pass_seconds=pass_seconds,
+        total_seconds=time.perf_counter() - started,
+    )
+    return AblationRun(ablation, tuple(controls), table, context, manifest)
+
+
+def _controls(
+    model: MoEModel,
+    corpus: Corpus,
+    ablation: Ablation,
+    num_controls: int,
+    num_tokens: int,
+    seed: int,
+    batch_tokens: int,
+) -> tuple[list[Ablation], list[float]]:
+    """Control ablations, and the selection frequency of the ablation and of each control."""
+    layer = ablation.layer
+    usage = count_usage(
+        model, [layer], corpus=corpus, num_tokens=min(num_tokens, USAGE_TOKENS), seed=seed, batch_tokens=batch_tokens
+    )
+    targets = [(layer, expert) for expert in ablation.experts]
+    draws = matched_draws(usage.counts, targets, num=num_controls, seed=seed) if num_controls else []
+    controls = [Ablation(layer, tuple(sorted(draw.values()))) for draw in draws]
+    return controls, [sum(usage.frequency(layer, expert) for expert in a.experts) for a in (ablation, *controls)]
+
+
+def _measure(
+    model: MoEModel,
+    sampler: Sampler,
+    ablations: Sequence[Ablation],
+    batch_tokens: int,
+    progress: Callable[[int], None] | None,
+) -> Measured:
+    """Runs the text through the model, with and without each ablation."""
+    parts: list[dict[str, NDArray]] = []
+    for batch in sampler:
+        on_device = batch.to(model.device)
+        parts.append(_batch(model, on_device, ablations, batch_tokens))
+        if progress is not None:
+            progress(on_device.tokens.num_tokens)
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Measured(
         Documents(whole["hashes"], whole["domain_ids"], whole["counted"], whole["predicted"]),
         whole["bytes"],
         whole["losses"],
         whole["selected"],
         whole["effects"],
-        context,
-        sampler,
     )
 
 
-def _measured(
-    model: MoEModel, batch: Batch, ablations: Sequence[Ablation], batch_tokens: int
-) -> dict[str, NDArray[Any]]:
-    """What one batch brings, by document."""
-    import torch
-
+def _batch(model: MoEModel, batch: Batch, ablations: Sequence[Ablation], batch_tokens: int) -> dict[str, NDArray[Any]]:
+    """What one batch measures, by document; the first ablation is the one that is not a control."""
     tokens = batch.tokens
     layer = ablations[0].layer
     kept = keep(model, batch, [layer])
     effects_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens, kept=kept)
-    chosen_TK = kept.calls[layer].expert_ids_NK.to(batch.keep_T.device)[batch.keep_T]
-    hit_T = torch.isin(chosen_TK, torch.tensor(ablations[0].experts, device=chosen_TK.device)).any(1)
+    selected_TK = kept.calls[layer].expert_ids_NK.to(batch.keep_T.device)[batch.keep_T]
+    hit_T = torch.isin(selected_TK, torch.tensor(ablations[0].experts, device=selected_TK.device)).any(1)
 
     def by_row(values_T: Tensor) -> NDArray:
         zeros = torch.zeros(tokens.num_documents, dtype=values_T.dtype, device=values_T.device)
@@ -250,10 +242,10 @@ def _measured(
 
 
 def _bytes(tokenizer: Any, next_BS: NDArray[np.int64]) -> NDArray[np.int64]:
-    """UTF-8 bytes of the text that each row's predicted tokens are.
+    """UTF-8 bytes of the text of each row's predicted tokens.
 
-    A byte-level tokenizer's pieces have one character a byte. Others are decoded; a character of which only a part was
-    predicted counts as three bytes.
+    A byte-level tokenizer's pieces have one character a byte. Those of others are decoded; a character of which only a
+    part was predicted counts as three bytes.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     byte_level = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
@@ -266,7 +258,3 @@ def _bytes(tokenizer: Any, next_BS: NDArray[np.int64]) -> NDArray[np.int64]:
             text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             counts.append(len(text.encode()))
     return np.array(counts, dtype=np.int64)
-
-
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else float("nan")

@@ -1,4 +1,4 @@
-"""What a run found: coactivation."""
+"""Finding about co-activation: the pair of highest lift."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from moescope.results.reading import Results
 
 
-
 def _coactivation(results: Results) -> Finding | None:
     pairs, layers = results.table("coactivation_pairs"), results.table("coactivation")
     if pairs is None or layers is None or pairs.empty:
@@ -21,12 +20,13 @@ def _coactivation(results: Results) -> Finding | None:
     times = number(best["num_together"] / best["num_together_independent"])
     text = (
         f"{count_of(best['num_together'], 'token')} of {best['num_tokens']:,} select both, {times} times the "
-        f"{number(best['num_together_independent'])} that independent routing would bring together. Of the tokens of "
-        f"expert {best['expert']}, {percent(best['coactivation'])} select expert {best['other_expert']} too. The "
-        f"highest lift of {int(layers['num_pairs'].sum()):,} pairs, so a description of this sample, not an estimate."
+        f"{number(best['num_together_independent'])} expected under independent routing. Of the tokens routed to "
+        f"expert {best['expert']}, {percent(best['coactivation'])} are also routed to expert {best['other_expert']}. "
+        f"The highest lift of {int(layers['num_pairs'].sum()):,} pairs, selected and measured on the same data: a "
+        "description of this sample, not an estimate."
     )
-    title = f"Experts {best['expert']} and {best['other_expert']} of layer {best['layer']} are selected together"
-    return Finding("coactivation", title, text)
+    title = f"Co-activation is highest for experts {best['expert']} and {best['other_expert']} of layer {best['layer']}"
+    return Finding("coactivation", title, text, "not testable")
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_coactivation]

@@ -1,4 +1,4 @@
-"""Figures of what experts contribute: heat maps over layers and experts, norms over depth, lists of tokens."""
+"""Figures of contribution: heat maps over layers and experts, norms by layer, lists of promoted tokens."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.figures.experts import quantiles_over_pairs, spread
 from moescope.figures import caption, charts, style, styled
+from moescope.figures.experts import evenly, quantiles_over_pairs, spread
 from moescope.figures.shaded_text import MONOSPACED, fitting, text_width
 
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from moescope.context import Context
 
 MOST_ROWS = 64
 MOST_LAYERS = 4
@@ -24,8 +22,14 @@ TEXT_SIZE = 6.5
 
 
 @styled
-def heat_maps(table: xr.Dataset, context: Context) -> Figure:
-    """Share of the output and saliency of every expert, a row per layer."""
+def heat_maps(table: xr.Dataset, about: str, *, shared_experts: bool = False) -> Figure:
+    """Share of the output and saliency of every expert, a row per layer.
+
+    Args:
+        table: The contributions.
+        about: Model, tokens and corpus, for the line below.
+        shared_experts: Whether the layers have shared experts, which are no part of the output here.
+    """
     layers = table["layer"].values.tolist()
     shown = evenly(len(layers), MOST_ROWS)
     percent_LE = 100 * table["output_share"].values[shown]
@@ -38,7 +42,7 @@ def heat_maps(table: xr.Dataset, context: Context) -> Figure:
         (axes[0], percent_LE, even, "share of the layer's output (%)", "output share"),
         (axes[1], ratio_LE, 1.0, "saliency ÷ layer's mean", "saliency, relative to its layer"),
     )
-    for ax, matrix_LE, centre, label, title in panels:
+    for ax, matrix_LE, center, label, title in panels:
         charts.heatmap(
             ax,
             matrix_LE,
@@ -49,21 +53,23 @@ def heat_maps(table: xr.Dataset, context: Context) -> Figure:
             ylabel="layer",
             title=title,
             vmin=min(0.0, float(np.nanmin(matrix_LE, initial=0.0))),
-            vmax=max(float(np.nanquantile(matrix_LE, 0.995)) if np.isfinite(matrix_LE).any() else 0.0, 2 * centre),
-            centre=centre,
+            vmax=max(float(np.nanquantile(matrix_LE, 0.995)) if np.isfinite(matrix_LE).any() else 0.0, 2 * center),
+            centre=center,
         )
     note = (
-        f"white: {even:.3g} %, an even share (1/E), or the layer's mean saliency; darkest red: 99.5 % of experts or "
-        "beyond; saliency: mean of weight × |output|"
+        f"white: {even:.3g} %, an even share (1/E), or the layer's mean saliency; darkest red: 99.5th percentile of "
+        "experts and above; saliency: mean of weight × |output|"
     )
     if np.isnan(saliency_LE).any():
-        note += "; grey: the expert saw no token"
-    caption(fig, context.caption, note + _of_routed(context))
+        note += "; gray: no token was routed to the expert"
+    if shared_experts:
+        note += "; shared experts' output is no part of it"
+    caption(fig, about, note)
     return fig
 
 
 @styled
-def over_depth(table: xr.Dataset, context: Context) -> Figure:
+def by_layer(table: xr.Dataset, about: str) -> Figure:
     """Mean norm of an output before and after its weight, over layers: the median expert and the spread."""
     layers = table["layer"].values
     fig, ax = style.figure("column", 2.4)
@@ -71,22 +77,23 @@ def over_depth(table: xr.Dataset, context: Context) -> Figure:
         ("output_norm_mean", "output norm", style.COLOURS[0]),
         ("saliency_mean", "saliency (weight × norm)", style.COLOURS[1]),
     )
-    for name, words, colour in drawn:
-        spread(ax, layers, *quantiles_over_pairs(table[name].values), name=words, colour=colour)
+    for name, words, color in drawn:
+        spread(ax, layers, *quantiles_over_pairs(table[name].values), name=words, colour=color)
     values = np.concatenate([table[name].values.ravel() for name, _, _ in drawn])
     if np.nanmin(values, initial=np.inf) > 0:
         ax.set_yscale("log")
         charts.log_ticks(ax, "y")
     charts.label(ax, x="layer", y="norm of a hidden state")
     charts.legend_above(ax)
-    caption(fig, context.caption, "means over the tokens routed to each expert; line: median expert, band: 5-95 % of experts")
+    note = "means over the tokens routed to each expert; line: median expert, band: 5-95 % of experts"
+    caption(fig, about, note)
     return fig
 
 
 @styled
-def token_lists(table: xr.Dataset, context: Context) -> Figure:
-    """What the experts with the largest shares promote and suppress, a row each."""
-    rows = foremost(table)
+def token_lists(table: xr.Dataset, about: str) -> Figure:
+    """Tokens that the experts with the largest shares promote and suppress, a row each."""
+    rows = top_experts(table)
     layers = list(dict.fromkeys(layer for layer, _ in rows))
     line = TEXT_SIZE * 1.75
     height = (len(rows) + 1.3) * line + (len(layers) - 1) * 0.45 * line + 4
@@ -95,8 +102,8 @@ def token_lists(table: xr.Dataset, context: Context) -> Figure:
     width = style.PAGE_WIDTH * 72 - 8
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
-    places = {"layer": 0.0, "expert": 28.0, "share": 62.0, "promotes": 92.0, "suppresses": 0.64 * width}
-    for words, x in places.items():
+    columns = {"layer": 0.0, "expert": 28.0, "share": 62.0, "promotes": 92.0, "suppresses": 0.64 * width}
+    for words, x in columns.items():
         ax.text(x, line * 0.7, words, fontsize=TEXT_SIZE, weight="bold", color=style.INK)
     y, before = 1.3 * line, rows[0][0] if rows else None
     for layer, expert in rows:
@@ -109,10 +116,10 @@ def token_lists(table: xr.Dataset, context: Context) -> Figure:
             str(expert),
             f"{100 * at['output_share']:.1f} %",
         )
-        for words, x in zip(values, list(places.values())[:3], strict=True):
+        for words, x in zip(values, list(columns.values())[:3], strict=True):
             ax.text(x, y + line * 0.7, words, fontsize=TEXT_SIZE, color=style.INK)
-        for kind, start, end in (("promoted", places["promotes"], places["suppresses"] - 10),
-                                 ("suppressed", places["suppresses"], width)):  # fmt: skip
+        for kind, start, end in (("promoted", columns["promotes"], columns["suppresses"] - 10),
+                                 ("suppressed", columns["suppresses"], width)):  # fmt: skip
             _row_of_tokens(
                 ax, at[f"{kind}_token"].values.tolist(), start, end, y, line, style.COLOURS[kind != "promoted"]
             )
@@ -120,15 +127,15 @@ def token_lists(table: xr.Dataset, context: Context) -> Figure:
         before = layer
     caption(
         fig,
-        context.caption,
-        f"the {EXPERTS_PER_LAYER} experts of largest share of {len(layers)} of {table.sizes['layer']} layers; tokens "
-        "by the logit that the mean output adds through final norm and unembedding, strongest first; later layers may "
-        "change it",
+        about,
+        f"the {EXPERTS_PER_LAYER} experts of largest share at {len(layers)} of {table.sizes['layer']} layers; tokens "
+        "by the logit that the mean output adds through final norm and unembedding, largest first; the effect of later "
+        "layers is left out",
     )
     return fig
 
 
-def _row_of_tokens(ax: Axes, tokens: list[str], start: float, end: float, y: float, line: float, colour: str) -> None:
+def _row_of_tokens(ax: Axes, tokens: list[str], start: float, end: float, y: float, line: float, color: str) -> None:
     """As many tokens as there is room for, each on a tint that shows where it begins and ends."""
     from matplotlib.patches import Rectangle
 
@@ -138,14 +145,12 @@ def _row_of_tokens(ax: Axes, tokens: list[str], start: float, end: float, y: flo
         across = text_width(text, TEXT_SIZE)
         if x + across + 3 > end:
             return
-        ax.add_patch(
-            Rectangle((x, y + 0.06 * line), across + 3, 0.86 * line, facecolor=colour, alpha=0.13, linewidth=0)
-        )
+        ax.add_patch(Rectangle((x, y + 0.06 * line), across + 3, 0.86 * line, facecolor=color, alpha=0.13, linewidth=0))
         ax.text(x + 1.5, y + line * 0.7, text, family=MONOSPACED, fontsize=TEXT_SIZE, color=style.INK)
         x += across + 7
 
 
-def foremost(table: xr.Dataset) -> list[tuple[int, int]]:
+def top_experts(table: xr.Dataset) -> list[tuple[int, int]]:
     """The experts of largest share in a few layers spread over depth, layer by layer."""
     rows = []
     for position in evenly(table.sizes["layer"], MOST_LAYERS):
@@ -154,14 +159,3 @@ def foremost(table: xr.Dataset) -> list[tuple[int, int]]:
         order = np.argsort(-shares_E, kind="stable")[:EXPERTS_PER_LAYER]
         rows += [(int(at["layer"]), int(expert)) for expert in order if np.isfinite(shares_E[expert])]
     return rows
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Positions of at most `most` of `count`, evenly spread, first and last among them."""
-    if count <= most:
-        return list(range(count))
-    return [int(position) for position in np.unique(np.linspace(0, count - 1, most).round())]
-
-
-def _of_routed(context: Context) -> str:
-    return "; shared experts' output is no part of it" if context.model.num_shared_experts else ""

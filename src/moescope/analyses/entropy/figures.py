@@ -1,4 +1,4 @@
-"""The figures of router decisiveness."""
+"""Figures of router confidence."""
 
 from __future__ import annotations
 
@@ -7,37 +7,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from moescope.figures.histograms import panel_per_layer
 from moescope.figures import caption, charts, style
 from moescope.figures.bins import densities
-from moescope.statistics.entropy import POOLED
+from moescope.figures.histograms import panel_per_layer
+from moescope.measures.constants import ALL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from moescope.context import Context
 
-_NORMALIZED = "normalised entropy"
-# what group-limited families select by takes many words and does not fit an axis: the small print has it
+_NORMALIZED = "normalized entropy"
+# What group-limited families select by is too long for an axis: the caption says it.
 _MARGINS = {"margin": "first - second probability", "boundary_margin": "lowest selected - highest unselected"}
 
 
+def _shares(num_selected: int) -> dict[str, str]:
+    """Label -> measure of the probabilities drawn; where K is 1, both are the same."""
+    shares = {"top-1 probability": "top1_probability"}
+    return shares if num_selected == 1 else shares | {f"top-{num_selected} mass": "topk_mass"}
+
+
 def _band(table: xr.Dataset, name: str, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    quantile = table[f"{name}_quantile"].sel(domain=POOLED)
+    quantile = table[f"{name}_quantile"].sel(domain=ALL)
     return quantile.sel(quantile=low).values, quantile.sel(quantile=high).values
 
 
 def _median(table: xr.Dataset, name: str) -> np.ndarray:
-    return table[f"{name}_quantile"].sel(domain=POOLED, quantile=0.5).values
+    return table[f"{name}_quantile"].sel(domain=ALL, quantile=0.5).values
 
 
-def decisiveness(table: xr.Dataset, context: Context) -> Figure:
+def confidence(table: xr.Dataset, context: Context) -> Figure:
     """Entropy, and top-1 probability and top-K mass, by layer."""
     layers = table["layer"].values
     num_experts, num_selected = table.attrs["num_experts"], table.attrs["num_experts_per_token"]
     fig, (left, right) = style.figure("page", 2.5, 1, 2)
-    colour = style.COLOURS[0]
-    charts.band(left, layers, *_band(table, "entropy", 0.05, 0.95), colour=colour)
+    charts.band(left, layers, *_band(table, "entropy", 0.05, 0.95), colour=style.COLOURS[0])
     charts.lines(
         left,
         layers,
@@ -48,14 +53,12 @@ def decisiveness(table: xr.Dataset, context: Context) -> Figure:
         baseline=(f"uniform, ln {num_experts}", float(np.log(num_experts))),
         ylim=(0, None),
     )
-    shares = {"top-1 probability": "top1_probability", f"top-{num_selected} mass": "topk_mass"}
-    if num_selected == 1:
-        shares.popitem()
+    shares = _shares(num_selected)
     charts.lines(
         right,
         layers,
-        {words: _median(table, name) for words, name in shares.items()},
-        bands={words: _band(table, name, 0.25, 0.75) for words, name in shares.items()},
+        {label: _median(table, name) for label, name in shares.items()},
+        bands={label: _band(table, name, 0.25, 0.75) for label, name in shares.items()},
         xlabel="layer",
         ylabel="probability",
         baseline=(f"uniform mass, {num_selected}/{num_experts}", num_selected / num_experts),
@@ -65,19 +68,17 @@ def decisiveness(table: xr.Dataset, context: Context) -> Figure:
     return fig
 
 
-def decisiveness_of_one(table: xr.Dataset, context: Context) -> Figure:
-    """Histograms of entropy, top-1 probability and top-K mass of the only layer."""
+def confidence_of_one(table: xr.Dataset, context: Context) -> Figure:
+    """Histograms of entropy, top-1 probability and top-K mass of a single layer."""
     num_experts, num_selected = table.attrs["num_experts"], table.attrs["num_experts_per_token"]
     fig, (left, right) = style.figure("page", 2.5, 1, 2)
     edges, density = _density(table, "entropy")
     charts.histogram(left, edges, density, xlabel="router entropy (nats)", ylabel="density of tokens (1/nat)")
-    shares = {"top-1 probability": "top1_probability", f"top-{num_selected} mass": "topk_mass"}
-    if num_selected == 1:
-        shares.popitem()
-    for (words, name), colour in zip(shares.items(), style.COLOURS, strict=False):
+    shares = _shares(num_selected)
+    for (label, name), colour in zip(shares.items(), style.COLOURS, strict=False):
         edges, density = _density(table, name)
         charts.histogram(
-            right, edges, density, name=words, colour=colour, xlabel="probability", ylabel="density of tokens"
+            right, edges, density, name=label, colour=colour, xlabel="probability", ylabel="density of tokens"
         )
     charts.legend_above(right)
     uniform = f"uniform: {np.log(num_experts):.2f} nats, mass {num_selected}/{num_experts}"
@@ -86,11 +87,10 @@ def decisiveness_of_one(table: xr.Dataset, context: Context) -> Figure:
 
 
 def domains(table: xr.Dataset, context: Context) -> Figure:
-    """Mean normalised entropy by layer and domain."""
+    """Mean normalized entropy by layer and domain."""
     names, groups = _ordered(context)
     layers = table["layer"].values
     fig, ax = style.figure("column" if len(layers) <= 32 else "page", style.height_for(len(names), around=0.75))
-    of_row = [groups.get(name) for name in names]
     charts.heatmap(
         ax,
         table["normalized_entropy_mean"].sel(domain=names).values.T,
@@ -99,7 +99,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
         label=_NORMALIZED,
         xlabel="layer",
         groups=groups,
-        row_gaps=[row for row in range(1, len(names)) if of_row[row] != of_row[row - 1]],
+        row_gaps=charts.group_starts(names, groups),
     )
     charts.group_legend(fig, groups)
     caption(fig, context.caption, "entropy / ln E, means over tokens")
@@ -107,16 +107,18 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
 
 
 def domains_of_one(table: xr.Dataset, context: Context) -> Figure:
-    """Mean normalised entropy by domain, in the only layer."""
+    """Mean normalized entropy by domain, in a single layer."""
     names, groups = _ordered(context)
-    of_domain = table.sel(domain=names).isel(layer=0)
-    low, high = (of_domain["normalized_entropy_quantile"].sel(quantile=level).values for level in (0.25, 0.75))
+    by_domain = table.sel(domain=names).isel(layer=0)
+    low, high = (by_domain["normalized_entropy_quantile"].sel(quantile=level).values for level in (0.25, 0.75))
     fig, ax = style.figure("column", style.height_for(len(names), around=0.75))
-    values = of_domain["normalized_entropy_mean"].values
+    values = by_domain["normalized_entropy_mean"].values
     charts.bars(ax, names, values, low=low, high=high, xlabel=_NORMALIZED, groups=groups)
     ax.set_xlim(0, 1)
     charts.group_legend(fig, groups)
-    caption(fig, context.caption, f"layer {table['layer'].values[0]}; entropy / ln E; bars: means; lines: 25-75 % of tokens")
+    caption(
+        fig, context.caption, f"layer {table['layer'].values[0]}; entropy / ln E; bars: means; lines: 25-75 % of tokens"
+    )
     return fig
 
 
@@ -124,7 +126,7 @@ def histograms(table: xr.Dataset, context: Context) -> Figure:
     """Entropy's histogram, a panel for each layer."""
     return panel_per_layer(
         table["entropy_bin"].values[1:],
-        table["entropy_counts"].sel(domain=POOLED).values,
+        table["entropy_counts"].sel(domain=ALL).values,
         table["layer"].values.tolist(),
         context.caption,
         xlabel="router entropy (nats)",
@@ -135,11 +137,11 @@ def histograms(table: xr.Dataset, context: Context) -> Figure:
 
 
 def margins(table: xr.Dataset, context: Context) -> Figure:
-    """Both margins by layer, logarithmic."""
+    """Margin and boundary margin by layer, logarithmic."""
     layers = table["layer"].values
     fig, axes = style.figure("page", 2.5, 1, 2)
-    for ax, (name, words), colour in zip(axes, _MARGINS.items(), style.COLOURS, strict=False):
-        least = table[f"{name}_bin"].values[1]  # quantiles below the axis read 0, which a logarithm cannot show
+    for ax, (name, title), colour in zip(axes, _MARGINS.items(), style.COLOURS, strict=False):
+        least = table[f"{name}_bin"].values[1]  # quantiles below the axis are 0, which has no logarithm
         bands = [
             tuple(np.maximum(end, least) for end in _band(table, name, *ends)) for ends in ((0.05, 0.95), (0.25, 0.75))
         ]
@@ -150,7 +152,7 @@ def margins(table: xr.Dataset, context: Context) -> Figure:
             {"median": np.maximum(_median(table, name), least)},
             colours={"median": colour},
             bands={"median": bands[1]},
-            title=words,
+            title=title,
             xlabel="layer",
             ylabel=f"{name.replace('_', ' ')} of tokens",
             log_y=True,
@@ -160,30 +162,30 @@ def margins(table: xr.Dataset, context: Context) -> Figure:
 
 
 def margins_of_one(table: xr.Dataset, context: Context) -> Figure:
-    """Histograms of both margins of the only layer."""
+    """Histograms of margin and boundary margin of a single layer."""
     fig, axes = style.figure("page", 2.5, 1, 2)
-    for ax, (name, words), colour in zip(axes, _MARGINS.items(), style.COLOURS, strict=False):
+    for ax, (name, title), colour in zip(axes, _MARGINS.items(), style.COLOURS, strict=False):
         edges, density = _density(table, name, log=True)
-        charts.histogram(ax, edges, density, title=words, colour=colour, log_x=True, xlabel=name.replace("_", " "))
+        charts.histogram(ax, edges, density, title=title, colour=colour, log_x=True, xlabel=name.replace("_", " "))
         charts.label(ax, y="density of tokens (per factor of 10)")
     caption(fig, context.caption, f"layer {table['layer'].values[0]}; {_selection(table)}")
     return fig
 
 
 def _selection(table: xr.Dataset) -> str:
-    """For the small print: what the boundary margin is a difference of, and how often it is none."""
-    ties = table["boundary_tie_share"].sel(domain=POOLED).values
+    """For the caption: what the family selects by, and how often the boundary margin is exactly 0."""
+    ties = table["boundary_tie_share"].sel(domain=ALL).values
     share = f"at most {100 * np.nanmax(ties):.2g} % of a layer's tokens" if np.nan_to_num(ties).any() else "none"
     return f"selection is by {table.attrs['selects_by']}; exact ties at the boundary: {share}"
 
 
 def _ordered(context: Context) -> tuple[list[str], dict[str, str]]:
-    """The domains, those of one group side by side, and their groups."""
+    """The domains, those of one group adjacent, and their groups."""
     names = [context.domains[position] for position in charts.domain_order(context.domains, context.groups)]
     return names, {name: context.groups[name] for name in names if name in context.groups}
 
 
 def _density(table: xr.Dataset, name: str, log: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """All domains of the only layer."""
-    counts = table[f"{name}_counts"].sel(domain=POOLED).values[0]
+    """Of all domains of a single layer."""
+    counts = table[f"{name}_counts"].sel(domain=ALL).values[0]
     return densities(table[f"{name}_bin"].values[1:], counts, num_bins=60, log=log)

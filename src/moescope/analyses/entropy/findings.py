@@ -1,4 +1,4 @@
-"""What a run found: entropy."""
+"""Finding about router confidence: where entropy is highest."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from moescope.results.text import number, percent
 if TYPE_CHECKING:
     from moescope.results.reading import Results
 
-ALIKE = 0.01
+EQUAL = 0.01
 """Normalized entropies that differ by less are not ranked."""
 
 
-def _least_sure(results: Results) -> Finding | None:
+def _highest_entropy(results: Results) -> Finding | None:
     frame, every = results.table("router_entropy"), pooled(results, "router_entropy")
     if frame is None or every is None or every.empty:
         return None
     column = "normalized_entropy_mean"
     most, least = row(every, every[column].idxmax()), row(every, every[column].idxmin())
     text = (
-        f"Its entropy there is {percent(most[column])} of the most there could be "
-        f"({number(most['entropy_mean'])} nats, mean over {count_of(most['num_tokens'], 'token')}), and its first "
-        f"choice gets {percent(most['top1_probability_mean'])} of the probability."
+        f"Mean entropy there is {number(most['entropy_mean'])} nats, {percent(most[column])} of the maximum ln E "
+        f"(n = {count_of(most['num_tokens'], 'token')}), and the mean top-1 probability "
+        f"{percent(most['top1_probability_mean'])}."
     )
-    alike = most[column] - least[column] < ALIKE
-    if len(every) > 1 and not alike:
-        first = percent(least["top1_probability_mean"])
-        text += f" It is surest at layer {least['layer']}: {percent(least[column])}, first choice {first}."
+    equal = most[column] - least[column] < EQUAL
+    if len(every) > 1 and not equal:
+        top1 = percent(least["top1_probability_mean"])
+        text += f" Lowest at layer {least['layer']}: {percent(least[column])}, top-1 probability {top1}."
     by_domain = frame[frame["domain"] != ALL].groupby("domain", sort=False)[column].mean()
-    if len(by_domain) > 1 and by_domain.max() - by_domain.min() >= ALIKE:
+    if len(by_domain) > 1 and by_domain.max() - by_domain.min() >= EQUAL:
+        over = ", mean over layers" if len(every) > 1 else ""
         text += (
-            f" Of the domains, {by_domain.idxmax()} leaves it least sure ({percent(by_domain.max())}), "
-            f"{by_domain.idxmin()} surest ({percent(by_domain.min())}){', mean over layers' if len(every) > 1 else ''}."
+            f" By domain{over}: highest in {by_domain.idxmax()} ({percent(by_domain.max())}), lowest in "
+            f"{by_domain.idxmin()} ({percent(by_domain.min())})."
         )
     if len(every) == 1:
-        return Finding("entropy", f"How sure the router is at layer {most['layer']}", text)
-    if alike:
-        title = "The router is as sure at one layer as at another"
-        return Finding("entropy", title, f"Within {percent(ALIKE, 0)}; take layer {most['layer']}. {text}")
-    return Finding("entropy", f"The router is least sure at layer {most['layer']}", text)
+        return Finding("entropy", f"Router entropy at layer {most['layer']}", text, "not testable")
+    if equal:
+        title = "Router entropy is similar at all layers"
+        text = f"Within {percent(EQUAL, 0)} of ln E; highest at layer {most['layer']}. {text}"
+        return Finding("entropy", title, text, "not shown")
+    return Finding("entropy", f"Router entropy is highest at layer {most['layer']}", text, "not testable")
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_least_sure]
+FINDINGS: list[Callable[[Results], Finding | None]] = [_highest_entropy]

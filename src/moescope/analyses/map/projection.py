@@ -1,10 +1,10 @@
-"""Points of many dimensions on a plane: PCA, and UMAP of the leading components, seeded; how far to trust it."""
+"""Points of many dimensions on a plane: PCA, and UMAP of the leading components, seeded; and its trustworthiness."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,11 +14,8 @@ from moescope.measures.neighbors import nearest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Method = Literal["umap", "pca"]
-Metric = Literal["cosine", "euclidean"]
+    from moescope.analyses.map.options import Method, Metric
 
-NUM_COMPONENTS = 100
-"""Principal components that UMAP is given: E experts that each point a way of their own fill E dimensions."""
 MIN_DIST = 0.1
 NUM_EPOCHS = 200
 MIN_POINTS = 3
@@ -30,10 +27,10 @@ class Plane:
 
     Attributes:
         xy: (N, 2), float32.
-        method: What made it.
+        method: Method of projection.
         num_components: Principal components kept.
-        variance_explained: Share of the variance that these hold.
-        variance_explained_xy: Share of the variance that the first two hold.
+        variance_explained: Share of the variance that these explain.
+        variance_explained_xy: Share of the variance that the first two explain.
     """
 
     xy: NDArray[np.float32]
@@ -44,7 +41,7 @@ class Plane:
 
 
 def comparable(points: NDArray[np.floating], metric: Metric) -> NDArray[np.float64]:
-    """Points whose Euclidean distances are those wanted: for "cosine" each is divided by its norm (0 stays 0)."""
+    """Points whose Euclidean distances rank as the metric's: for "cosine" each is divided by its norm (0 stays 0)."""
     exact: NDArray[np.float64] = np.asarray(points, np.float64)
     if metric == "euclidean":
         return exact
@@ -53,17 +50,17 @@ def comparable(points: NDArray[np.floating], metric: Metric) -> NDArray[np.float
 
 
 def project(
-    points: NDArray[np.floating], method: Method, *, num_neighbors: int, seed: int, num_components: int = NUM_COMPONENTS
+    points: NDArray[np.floating], method: Method, *, num_neighbors: int, seed: int, num_components: int
 ) -> Plane:
-    """Lays points out on a plane.
+    """Projects points to a plane.
 
     Args:
         points: (N, M), at least `MIN_POINTS` of them.
         method: "umap" (McInnes, Healy, Melville 2018, arXiv 1802.03426; umap-learn) of the principal components, or
             "pca", the first two of them.
-        num_neighbors: Neighbours that UMAP joins each point to, fewer than there are points.
-        seed: Of PCA's solver, UMAP's start and its sampling.
-        num_components: Principal components to keep, at most; all there are where that is fewer.
+        num_neighbors: Neighbors that UMAP joins each point to, fewer than there are points.
+        seed: Of PCA's solver, UMAP's initialization and its sampling.
+        num_components: Principal components to keep, at most: E experts with unrelated directions span E dimensions.
 
     Raises:
         ValueError: Too few points.
@@ -73,11 +70,11 @@ def project(
     count = min(num_components, len(points) - 1, points.shape[1])
     if len(points) < MIN_POINTS or (method == "umap" and num_neighbors >= len(points)):
         raise ValueError(f"{len(points)} points are too few")
-    centred = np.asarray(points, np.float64) - np.mean(points, axis=0, dtype=np.float64)
-    if not centred.any():
+    centered = np.asarray(points, np.float64) - np.mean(points, axis=0, dtype=np.float64)
+    if not centered.any():
         raise ValueError("all points are the same")
     pca = PCA(n_components=count, random_state=seed)
-    components = pca.fit_transform(centred)
+    components = pca.fit_transform(centered)
     shares = pca.explained_variance_ratio_
     xy = components[:, :2] if count > 1 else np.pad(components, ((0, 0), (0, 1)))
     if method == "umap":
@@ -86,7 +83,7 @@ def project(
 
 
 def _umap(points: NDArray[np.float32], num_neighbors: int, seed: int) -> NDArray[np.float32]:
-    # Exact neighbours of our own: umap-learn's way for so few points calls a Python function for every pair.
+    # Exact neighbors of our own: for so few points umap-learn calls a Python function for every pair.
     ids_NK, distances_NK = nearest(torch.from_numpy(points), num_neighbors - 1)
     own_N1 = np.arange(len(points))[:, None]
     known = (
@@ -94,7 +91,7 @@ def _umap(points: NDArray[np.float32], num_neighbors: int, seed: int) -> NDArray
         np.concatenate([np.zeros_like(own_N1, np.float32), distances_NK.numpy().astype(np.float32)], axis=1),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that new points could not be added, and that a seed means one thread
+        warnings.simplefilter("ignore")  # that new points can't be added, and that a seed means one thread
         from umap import UMAP
 
         reducer = UMAP(
@@ -110,10 +107,10 @@ def _umap(points: NDArray[np.float32], num_neighbors: int, seed: int) -> NDArray
 
 
 def trust(points: NDArray[np.floating], xy: NDArray[np.floating], num_neighbors: int) -> float:
-    """Trustworthiness: 1 if all neighbours on the plane are neighbours among the points, less by how far they are not.
+    """Trustworthiness: 1 if all neighbors on the plane are neighbors among the points, less the further they are not.
 
     Venna and Kaski 2001, "Neighborhood preservation in nonlinear projection methods"; as scikit-learn computes it. NaN
-    where there are not more than twice as many points as neighbours.
+    where there are not more than twice as many points as neighbors.
     """
     from sklearn.manifold import trustworthiness
 

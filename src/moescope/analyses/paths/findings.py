@@ -1,4 +1,4 @@
-"""What a run found: paths."""
+"""Finding about expert paths: between which layers the choice of experts is most dependent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from moescope.results.reading import Results
 
 
-
 def _paths(results: Results) -> Finding | None:
     frame = results.table("paths")
     if frame is None or frame.empty:
@@ -22,17 +21,22 @@ def _paths(results: Results) -> Finding | None:
         return None
     best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     text = (
-        f"Normalized mutual information of the first-ranked experts: {number(best['top1_nmi'])}, where shuffled tokens "
-        f"give {number(best['top1_nmi_independent'])}."
+        f"Normalized mutual information of the first-ranked experts: {number(best['top1_nmi'])}; independent routing "
+        f"(one layer's tokens shuffled): {number(best['top1_nmi_independent'])}."
     )
-    title = f"The expert at layer {best['layer']} tells the one at layer {best['next_layer']}"
+    if len(excess) > 1:
+        text += (
+            f" Lowest between layers {least['layer']} and {least['next_layer']}: {number(least['top1_nmi'])} "
+            f"({number(least['top1_nmi_independent'])})."
+        )
+    if excess.max() <= 0:
+        title = "The expert at one layer is not shown to depend on the expert at the layer before"
+        return Finding("paths", title, text, "not shown")
     if len(excess) == 1:
-        return Finding("paths", title, text)
-    text += (
-        f" Least between layers {least['layer']} and {least['next_layer']}: {number(least['top1_nmi'])} "
-        f"({number(least['top1_nmi_independent'])})."
-    )
-    return Finding("paths", f"{title} best", text)
+        title = f"The expert at layer {best['next_layer']} depends on the expert at layer {best['layer']}"
+        return Finding("paths", title, text, "shown")
+    title = f"Expert choice is most dependent between layers {best['layer']} and {best['next_layer']}"
+    return Finding("paths", title, text, "shown")
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_paths]

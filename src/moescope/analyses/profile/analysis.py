@@ -1,4 +1,4 @@
-"""Profile: who an expert is: what it takes, where it acts most, what it puts out, what is like it."""
+"""Profiles of experts: domains and tokens routed to each, top contexts, promoted tokens, nearest experts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from moescope.analyses.profile import table as parts
 from moescope.analyses.atlas.analysis import Atlas
 from moescope.analyses.base import Analysis, Drawing, Given
-from moescope.context import Context
-from moescope.analyses.coactivation.analysis import cooccurrence
-from moescope.analyses.contribution.analysis import expert_contribution
+from moescope.analyses.coactivation.analysis import Coactivation
+from moescope.analyses.contribution.analysis import Contribution
+from moescope.analyses.profile import table as parts
+from moescope.analyses.profile.options import ProfileOptions
 from moescope.analyses.profile.records import ProfileMaker
 from moescope.analyses.similarity.analysis import Similarity
 from moescope.analyses.usage.analysis import Usage
 from moescope.analyses.vocabulary.analysis import MOST_BYTES, token_usage
 from moescope.analyses.weights.analysis import Weights
+from moescope.context import Context
 from moescope.errors import UsageError
-from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.margins import SelectionMargins
+from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.samples.tokens import TokenSample
 from moescope.statistics.tokens import Reading
 
@@ -41,38 +42,39 @@ NUM_BEST = 100
 
 
 @dataclass(frozen=True)
-class Profile(Analysis):
-    """Everything the run knows of each expert, in one published form.
+class Profile(ProfileOptions, Analysis):
+    """Everything the run knows of each expert, in one published form."""
 
-    Attributes:
-        experts: Experts to write a file and a page about, of every layer looked at; None: all of them as lines of one
-            file, and pages about the few whose label tells most.
-        num_contexts: Contexts kept of each expert, one of a document.
-        num_samples: Tokens that labels are chosen and scored on.
-        num_pages: Experts with a page where all are profiled.
-        neighbours: Whether experts are compared by output (every expert is run on a sample) and by weight.
-        effects: Whether the effect of ablating each is estimated (a backward pass over a sample).
-    """
-
-    name = "profile"
-    summary = "Profile: who an expert is: what it takes, where it acts most, what it puts out, what is like it."
-    about: ClassVar[str] = "experts"
-
-    experts: tuple[int, ...] | None = None
-    num_contexts: int = 8
-    num_samples: int = 20_000
-    num_pages: int = 3
-    neighbours: bool = True
-    effects: bool = True
+    name: ClassVar[str] = "profile"
 
     def check(self, context: Context) -> None:
         """Refuses experts that do not exist."""
         context.model.check_experts(self.experts)
 
+    def needs(self, context: Context) -> Mapping[str, Analysis]:
+        """Usage, co-activation and contribution; similarity, weights and the atlas where they can be answered."""
+        return {
+            "usage": Usage(),
+            "coactivation": Coactivation(),
+            "contribution": Contribution(),
+            **{name: other for name, other in self._comparisons().items() if _refusal(other, context) is None},
+        }
+
+    def _comparisons(self) -> dict[str, Analysis]:
+        found: dict[str, Analysis] = {}
+        if self.neighbors:
+            found |= {
+                "similarity": Similarity(num_samples=self.neighbor_tokens, control=False),
+                "weights": Weights(),
+            }
+        if self.effects:
+            found["atlas"] = Atlas(sample_tokens=self.effect_tokens, num_exact=0)
+        return found
+
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """Counts of use, tokens and pairs; margins; contexts; samples of tokens and of inputs."""
+        """Counts of tokens; margins; contexts; a sample of tokens."""
         model, layers = context.model, list(context.layers)
-        statistics = Usage().statistics(context) | cooccurrence(context) | expert_contribution(context)
+        statistics: dict[str, Statistic] = {}
         for reading in self._readings(context):
             statistics |= token_usage(context, reading)
         statistics["contexts"] = TopContexts(
@@ -83,10 +85,7 @@ class Profile(Analysis):
             device=model.device,
         )
         statistics["margins"] = SelectionMargins(
-            layers=layers,
-            num_experts=model.num_experts,
-            selects_by=model.router.selects_by,
-            device=model.device,
+            layers=layers, num_experts=model.num_experts, selects_by=model.selects_by, device=model.device
         )
         statistics["token_sample"] = TokenSample(
             layers=layers,
@@ -95,8 +94,6 @@ class Profile(Analysis):
             seed=context.seed,
             device=model.device,
         )
-        for other in self._others(context):
-            statistics |= other.statistics(context)
         return statistics
 
     def _readings(self, context: Context) -> list[Reading]:
@@ -107,47 +104,36 @@ class Profile(Analysis):
         kept = sorted(wanted, key=["input", "predicted", "next"].index)[: max(1, MOST_BYTES // each)]
         return cast("list[Reading]", kept)
 
-    def _others(self, context: Context) -> list[Analysis]:
-        """Analyses whose tables profiles draw on, without those that can't be answered."""
-        asked: list[Analysis] = [
-            *([_SIMILARITY, _WEIGHTS] if self.neighbours else []),
-            *([_ATLAS] if self.effects else []),
-        ]
-        return [other for other in asked if _refusal(other, context) is None]
-
-    def table(self, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
+    def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
         """By `layer, expert` (and `domain`, `reading`, `context`, `window`, ...): all that profiles hold."""
         tables = [
-            parts.usage_part(statistics["usage"], context),
-            parts.tokens_part(statistics, context),
-            parts.pairs_part(statistics["cooccurrence"], context),
+            parts.usage_part(given.tables["usage"]),
+            parts.tokens_part(statistics),
+            parts.pairs_part(given.tables["coactivation"]),
             parts.contexts_part(statistics["contexts"]),
             parts.margins_part(statistics["margins"]),
             parts.labels_part(statistics["token_sample"], context),
-            parts.outputs_part(statistics["contribution"], context),
+            parts.outputs_part(given.tables["contribution"]),
         ]
         missing: dict[str, str] = {}
-        for other, name, make in (
-            (_SIMILARITY, "nearest_by_output", parts.alike_part),
-            (_WEIGHTS, "nearest_by_weight", parts.weights_part),
-            (_ATLAS, "effect", parts.effect_part),
+        refused = {name: why for name, other in self._comparisons().items() if (why := _refusal(other, context))}
+        for name, key, make in (
+            ("similarity", "nearest_by_output", parts.outputs_neighbors_part),
+            ("weights", "nearest_by_weight", parts.weights_part),
+            ("atlas", "effect", parts.effect_part),
         ):
-            if other in self._others(context):
-                try:
-                    tables.append(make(context.once(f"{other}", partial(other.table, statistics, context))))
-                except UsageError as error:
-                    missing[f"missing_{name}"] = error.found
-            elif (why := _refusal(other, context)) is not None:
-                missing[f"missing_{name}"] = why
+            if name in given.tables:
+                tables.append(make(given.tables[name]))
+            elif (why := refused.get(name) or given.refused.get(name)) is not None:
+                missing[f"missing_{key}"] = why
         table = xr.merge(tables, combine_attrs="override", compat="override", join="exact")
+        attrs: dict[str, object] = {}
         for part in tables:
-            table.attrs |= part.attrs
-        table.attrs |= missing
-        table.attrs["selects_by"] = context.model.router.selects_by
-        return table
+            attrs |= part.attrs
+        return table.assign_attrs(attrs | missing | {"selects_by": context.model.selects_by})
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
-        """`profile`: a row per expert. `profile_best`: those whose label told most on the half that chose it."""
+        """`profile`: a row per expert. `profile_best`: those of highest balanced accuracy on the selection half."""
         frame = profile_frame(table)
         if self.experts is not None:
             return {"profile": frame[frame["expert"].isin(self.experts)].reset_index(drop=True)}
@@ -181,25 +167,25 @@ class Profile(Analysis):
         yield LINES, "".join(lines)
         yield INDEX, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
 
-    def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:
-        """A page about each expert asked for, or how far labels tell and pages about those whose label tells most."""
+    def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
+        """A page about each expert asked for; or accuracy of all labels, and pages about the best labeled experts."""
         from moescope.analyses.profile import figures as draw
 
-        maker = ProfileMaker(table, context)
+        def page(layer: int, expert: int) -> Drawing:
+            def drawn() -> Figure:
+                return draw.page(ProfileMaker(table, context).profile(layer, expert), context)
+
+            return f"profile_{title(layer, expert)}", drawn
+
         if self.experts is not None:
-            for profile in maker.all(self.experts):
-                yield f"profile_{title(profile.layer, profile.expert)}", draw.page(profile, context)
+            for layer in table["layer"].values.tolist():
+                for expert in self.experts:
+                    yield page(layer, expert)
             return
         frames = self.frames(table, context)
-        yield "profile_labels", draw.labels(frames["profile"], context)
+        yield "profile_labels", partial(draw.labels, frames["profile"], context)
         for row in frames["profile_best"].head(self.num_pages).itertuples():
-            layer, expert = int(cast("int", row.layer)), int(cast("int", row.expert))
-            yield f"profile_{title(layer, expert)}", draw.page(maker.profile(layer, expert), context)
-
-
-_SIMILARITY = Similarity(control=False)
-_WEIGHTS = Weights()
-_ATLAS = Atlas()
+            yield page(int(cast("int", row.layer)), int(cast("int", row.expert)))
 
 
 def _refusal(other: Analysis, context: Context) -> str | None:
@@ -217,7 +203,7 @@ def title(layer: int, expert: int) -> str:
 
 
 def profile_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer and expert: its use, its label, and how far the label tells."""
+    """One row per layer and expert: its use, its label, and the label's balanced accuracy."""
     num_layers, num_experts = table["num_selected_all"].shape
     columns = {
         "num_selected": "num_selected_all",

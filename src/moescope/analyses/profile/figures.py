@@ -1,4 +1,4 @@
-"""One page about one expert, and how far the labels of all of them tell."""
+"""A page about one expert, and the balanced accuracy of all labels by layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIST_ROWS = 8
 
 @styled
 def page(profile: ExpertProfile, context: Context) -> Figure:
-    """Who the expert is: label, domains with intervals, tokens, what is like it, and where it acts most."""
+    """An expert's label, domains with intervals, tokens, nearest experts and top contexts."""
     head = _head(profile)
     domains = _shown_domains(profile, context)
     top = 30.0 + 10.4 * len(head)
@@ -49,8 +49,8 @@ def page(profile: ExpertProfile, context: Context) -> Figure:
 
     name = fitting(f"Expert {profile.expert} of layer {profile.layer} · {profile.model.name}", 11, WIDTH - 12, _SANS)
     whole.text(MARGIN, 17, name, fontsize=11, weight="bold")
-    for row, (text, colour) in enumerate(head):
-        whole.text(MARGIN, 30 + 10.4 * row, text, fontsize=7, color=colour)
+    for row, (text, color) in enumerate(head):
+        whole.text(MARGIN, 30 + 10.4 * row, text, fontsize=7, color=color)
 
     def place(left: float, width: float, first: float, last: float) -> Axes:
         bottom = 1 - last / POINTS / inches
@@ -66,7 +66,7 @@ _SANS = "DejaVu Sans"
 
 
 def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
-    """Lines under the title, with their colours."""
+    """Lines under the title, with their colors."""
     label, usage, router = profile.label, profile.usage, profile.router
     lines: list[tuple[str, str]] = []
     if label is None:
@@ -76,8 +76,8 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
         reach = _reach(label.ci_low, label.ci_high, "{:.2f}")
         lines.append(
             (
-                f"tells its tokens from others' with a balanced accuracy of {_said(label.balanced_accuracy, '{:.2f}')}"
-                f"{reach} (a coin: 0.50), on the half of the documents that did not choose it",
+                f"balanced accuracy {_said(label.balanced_accuracy, '{:.2f}')}"
+                f"{reach} on the evaluation half of the documents; chance: 0.50",
                 style.NEUTRAL,
             )
         )
@@ -85,14 +85,14 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
     used = (
         f"selected for {share} of tokens{_reach(usage.ci_low, usage.ci_high, '{:.1%}')}, uniform "
         f"{usage.uniform_baseline:.1%} · load {_said(usage.load, '{:.2f}')}, "
-        f"place {usage.place + 1} of {profile.model.num_experts} by use"
+        f"rank {usage.place + 1} of {profile.model.num_experts} by use"
     )
     lines.append((used, style.NEUTRAL))
     if usage.num_selected:
         margins = (
             f"ranked first for {_said(router.first_rank_share, '{:.0%}')} of its tokens · mean weight "
-            f"{_said(router.weight, '{:.3g}')} · margin {_said(router.margin, '{:.3g}')}, at the boundary "
-            f"{_said(router.boundary_margin, '{:.3g}')}, its own lead {_said(router.lead, '{:.3g}')} "
+            f"{_said(router.weight, '{:.3g}')} · margin {_said(router.margin, '{:.3g}')}, boundary margin "
+            f"{_said(router.boundary_margin, '{:.3g}')}, selection margin {_said(router.lead, '{:.3g}')} "
             f"({router.selects_by})"
         )
         lines.append((margins, style.NEUTRAL))
@@ -103,7 +103,7 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
             (f"ablating it changes the loss by {effect.delta_loss:+.2g} {effect.units}{reach} ({effect.method})",
              style.NEUTRAL)
         )  # fmt: skip
-    return [(line, colour) for text, colour in lines for line in wrapped(text, 7, WIDTH - 2 * MARGIN, _SANS)]
+    return [(line, color) for text, color in lines for line in wrapped(text, 7, WIDTH - 2 * MARGIN, _SANS)]
 
 
 def _said(value: float | None, form: str) -> str:
@@ -121,9 +121,9 @@ def _note(profile: ExpertProfile) -> str:
     ]
     notes.append("at most one context of a document; characters that the font lacks are shown by their code point")
     if profile.nearest_by_output is not None:
-        notes.append(f"selected with: lift; like it, by output: {profile.nearest_by_output.measure.replace('_', ' ')}")
+        notes.append(f"selected with: lift; similar output: {profile.nearest_by_output.measure.replace('_', ' ')}")
     if profile.nearest_by_weight is not None:
-        notes.append(f"by weight: {profile.nearest_by_weight.measure.replace('_', ' ')}")
+        notes.append(f"similar weights: {profile.nearest_by_weight.measure.replace('_', ' ')}")
     if profile.effect is not None:
         notes.append(f"Δ loss: nats per token, {profile.effect.definition}")
     return "; ".join(notes)
@@ -178,7 +178,7 @@ def _draw_domains(
         charts.bars(
             beside, [""] * len(domains), np.nan_to_num(thousandths([effect.delta_loss for effect in values])),
             xlabel="", low=thousandths([effect.ci_low for effect in values]),
-            high=thousandths([effect.ci_high for effect in values]), colours=style.NEUTRAL,
+            high=thousandths([effect.ci_high for effect in values]), colors=style.NEUTRAL,
         )  # fmt: skip
         beside.axvline(0, color=style.INK, linewidth=0.6)
         beside.tick_params(axis="both", labelsize=SMALL)
@@ -189,9 +189,9 @@ def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
     left, gap = 204.0, 7.0
     tokens = {"reads": profile.tokens.input, "predicts": profile.tokens.predicted, "comes next": profile.tokens.next}
     titles = {
-        "reads": "tokens it takes, by lift",
-        "predicts": "predicted there, by lift",
-        "comes next": "next there, by lift",
+        "reads": "input tokens, by lift",
+        "predicts": "predicted tokens, by lift",
+        "comes next": "true next tokens, by lift",
     }
     uppers = [
         (titles[key], [(token.text, token.lift or 0.0, f"×{_said(token.lift, '{:.1f}')}") for token in kind.by_lift])
@@ -207,7 +207,7 @@ def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
         for other in profile.coactivated
     ]
     lowers.append(("selected with", together))
-    for title, kind in (("like it, by output", profile.nearest_by_output), ("by weight", profile.nearest_by_weight)):
+    for title, kind in (("similar output", profile.nearest_by_output), ("similar weights", profile.nearest_by_weight)):
         if kind is not None:
             rows = [(f"expert {near.expert}", near.similarity, f"{near.similarity:.2f}") for near in kind.nearest]
             lowers.append((title, rows))
@@ -253,7 +253,7 @@ def _context_height(profile: ExpertProfile, place: int) -> float:
 
 @styled
 def _draw_contexts(ax: Axes, profile: ExpertProfile, top: float) -> None:
-    ax.text(MARGIN, top + 8, "where it puts out most, and how much (w ‖o‖)", fontsize=7)
+    ax.text(MARGIN, top + 8, "top contexts, by w ‖o‖", fontsize=7)
     if not profile.contexts:
         why = profile.missing.get("contexts", "")
         ax.text(_CONTEXT_LEFT + 110, top + 8, fitting(why, 7, 380, _SANS), fontsize=7, color=style.NEUTRAL)
@@ -271,17 +271,17 @@ def _draw_contexts(ax: Axes, profile: ExpertProfile, top: float) -> None:
 
 @styled
 def labels(frame: pd.DataFrame, context: Context) -> Figure:
-    """Balanced accuracy of the labels, by layer: on the half that chose them, and on the other."""
+    """Balanced accuracy of the labels by layer, on the selection half and on the evaluation half."""
     layers = list(dict.fromkeys(frame["layer"].tolist()))
     fig, ax = style.figure("column", 2.4)
-    for column, name, colour, dashed in (
-        ("balanced_accuracy", "other documents", style.COLOURS[0], False),
-        ("choosing_balanced_accuracy", "those that chose the label", style.NEUTRAL, True),
+    for column, name, color, dashed in (
+        ("balanced_accuracy", "evaluation half", style.COLORS[0], False),
+        ("choosing_balanced_accuracy", "selection half", style.NEUTRAL, True),
     ):
         values = np.stack([frame.loc[frame["layer"] == layer, column].to_numpy(float) for layer in layers])
-        spread(ax, layers, *quantiles_over_pairs(values), name=name, colour=colour, dashed=dashed)
+        spread(ax, layers, *quantiles_over_pairs(values), name=name, color=color, dashed=dashed)
     ax.axhline(0.5, color=style.INK, linewidth=0.6)
     charts.label(ax, x="layer", y="balanced accuracy of labels")
     charts.legend_above(ax)
-    caption(fig, context.caption, "lines: median expert; bands: 5-95 % of experts; 0.5: a coin")
+    caption(fig, context.caption, "lines: median expert; bands: 5-95 % of experts; 0.5: chance")
     return fig

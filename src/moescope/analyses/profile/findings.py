@@ -1,4 +1,4 @@
-"""What a run found: profile."""
+"""What a run found about the labels of experts."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from moescope.results.text import number, percent
 if TYPE_CHECKING:
     from moescope.results.reading import Results
 
+CHANCE = 0.5
+"""Balanced accuracy of a label that has nothing to do with the expert."""
 
 
 def _labels(results: Results) -> Finding | None:
     frame = results.table("profile")
     if frame is None or results.table("profile_best") is None:  # only some experts were asked for
         return None
-    labelled = frame[(frame["label"] != "") & frame["balanced_accuracy"].notna()]
-    known = labelled[labelled["ci_low"].notna()]
+    labeled = frame[(frame["label"] != "") & frame["balanced_accuracy"].notna()]
+    known = labeled[labeled["ci_low"].notna()]
     if known.empty:
         return None
-    # Chosen and measured on different halves of the documents.
+    # Selected and evaluated on different halves of the documents.
     best = row(known, known["choosing_balanced_accuracy"].idxmax())
-    told = int((known["ci_low"] > 0.5).sum())
+    above = int((known["ci_low"] > CHANCE).sum())
     text = (
-        f"Of {count_of(len(known), 'expert')}, {told:,} have a label that tells their tokens from others' better than "
-        "a coin, even at the lower end of its 95 % interval, on documents that had no say in choosing it; the median "
-        f"balanced accuracy is {number(float(known['balanced_accuracy'].median()))}, on the documents that chose them "
-        f"{number(float(known['choosing_balanced_accuracy'].median()))}. Best told is expert {best['expert']} of layer "
-        f"{best['layer']}, by {best['label']}: {number(best['balanced_accuracy'])} "
-        f"({interval_of(best['ci_low'], best['ci_high'])}). A label says what goes with an expert, not what it does."
+        f"For {above:,} of {count_of(len(known), 'expert')} the 95 % CI of the label's balanced accuracy lies above "
+        f"chance ({CHANCE}) on held-out documents; the median is "
+        f"{number(float(known['balanced_accuracy'].median()))} on the evaluation half and "
+        f"{number(float(known['choosing_balanced_accuracy'].median()))} on the selection half. Highest on the selection "
+        f"half: expert {best['expert']} of layer {best['layer']}, {best['label']}: {number(best['balanced_accuracy'])} "
+        f"({interval_of(best['ci_low'], best['ci_high'])}). A label names what is routed to an expert, not what the "
+        "expert computes."
     )
     by_layer = known.groupby("layer")["balanced_accuracy"].median()
     if len(by_layer) > 1:
-        text += f" Labels tell most at layer {by_layer.idxmax()}, least at layer {by_layer.idxmin()}."
-    share = told / len(known)
-    title = (
-        "No expert's tokens can be told by a plain label"
-        if not told
-        else (f"A plain label tells the tokens of {percent(share, 0)} of experts better than a coin")
-    )
-    return Finding("profile", title, text)
+        text += f" Median balanced accuracy is highest at layer {by_layer.idxmax()}, lowest at layer {by_layer.idxmin()}."
+    if not above:
+        return Finding("profile", "No expert's label is above chance", text, "not shown")
+    title = f"A statistical label is above chance for {percent(above / len(known), 0)} of experts"
+    return Finding("profile", title, text, "shown")
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_labels]

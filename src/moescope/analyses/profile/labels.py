@@ -1,7 +1,7 @@
-"""A plain statistical label of each expert: the domains and token types that tell its tokens from others'.
+"""A statistical label of each expert: the domains and token types that best separate its tokens from all others.
 
-Chosen on one half of the documents and scored on the other, so that a label that fits by chance scores no better than a
-coin. Everything here is counts over a sample of tokens; no one has read a text to find it.
+Selected on one half of the documents and evaluated on the other, so that a label that fits by chance has a balanced
+accuracy of 0.5 in expectation. Everything here is counts over a sample of tokens.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ RULES: dict[Rule, str] = {
     "both": "the document is of the domains named, and the token is one of those named",
 }
 NOTE = (
-    "A statistical label: the rule that best told this expert's tokens from others' on one half of the documents, "
-    "scored on the other. It says what goes with the expert, not what the expert does."
+    "A statistical label: the rule that best separates this expert's tokens from all others on one half of the documents, "
+    "evaluated on the other. It names what is routed to the expert, not what the expert computes."
 )
 MOST_TOKENS = 10
 MIN_COUNT = 5
-"""Token types seen less often in the half that chooses can't be part of a label."""
+"""Token types seen less often on the selection half can't be part of a label."""
 NUM_REPLICATES = 400
 
 
@@ -43,9 +43,9 @@ class Part:
     Attributes:
         name: A domain, a group of domains; empty for a token type.
         token_id: The token type; -1 for domains.
-        lift: Share of its tokens that select the expert, over the share of all tokens; in the half that chose.
-        num_selected: Tokens of it that selected the expert; in the half that chose.
-        num_occurrences: Tokens of it; in the half that chose.
+        lift: Share of its tokens that select the expert, over the share of all tokens; on the selection half.
+        num_selected: Tokens of it that selected the expert; on the selection half.
+        num_occurrences: Tokens of it; on the selection half.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a rule tells an expert's tokens from others': mean of its two rates, over tokens of one half.
+    """Balanced accuracy of a rule: the mean of its two rates over the tokens of one half.
 
     Attributes:
         balanced_accuracy: Mean of the share of the expert's tokens the rule holds for, and of the share of all other
-            tokens it does not hold for. 0.5: a coin; 1: perfect. NaN where there are no tokens of either kind.
+            tokens it does not hold for. 0.5: chance; 1: perfect. NaN where there are no tokens of either kind.
         low: Lower end of the 95 % interval of a Poisson bootstrap over documents; NaN under 10 documents.
         high: Upper end.
         num_tokens: Tokens of the sample.
@@ -79,14 +79,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Label:
-    """What tells one expert's tokens from others'.
+    """What separates one expert's tokens from all others.
 
     Attributes:
-        rule: Which of `RULES` was best on the half that chose.
+        rule: Which of `RULES` was best on the selection half.
         domains: Indices of the domains named: one, or all of a group.
         domain: The domain or group; None where the corpus has but one domain or none told anything.
-        tokens: Token types named, those first that tell most.
-        chosen: The rule's score on the half that chose it: flattered.
+        tokens: Token types named, those of highest gain first.
+        chosen: The rule's balanced accuracy on the selection half: optimistically biased.
         score: Its score on the other half.
     """
 
@@ -101,7 +101,8 @@ class Label:
 def labels(
     sample: SampledTokens, num_experts: int, domains: Sequence[str], groups: Mapping[str, str], *, seed: int = 0
 ) -> list[Label | None]:
-    """The label of every expert of a layer; None for one that no token of the half that chooses selected, or all did.
+    """The label of every expert of a layer; None for one that no token of the selection half was
+    routed to, or all were.
 
     The domain part is the domain, or the group of domains, and the token part up to ten token types, of largest gain in
     balanced accuracy `N_xe / N_e - (N_x - N_xe) / (N - N_e)` on half 0; of the four rules that can be made of the two,
@@ -115,18 +116,18 @@ def labels(
         seed: Chooses the bootstrap's weights.
     """
     selected_NE = sample.selected_NE(num_experts)
-    choosing_N, scoring_N = sample.halves_N == 0, sample.halves_N == 1
-    parts = _Parts.choose(sample, choosing_N, selected_NE, domains, groups)
+    selection_N, evaluation_N = sample.halves_N == 0, sample.halves_N == 1
+    parts = _Parts.choose(sample, selection_N, selected_NE, domains, groups)
     holds = parts.holds(sample)
     chosen = {
-        rule: _balanced_accuracy(holds_NE[choosing_N], selected_NE[choosing_N]) for rule, holds_NE in holds.items()
+        rule: _balanced_accuracy(holds_NE[selection_N], selected_NE[selection_N]) for rule, holds_NE in holds.items()
     }
     chosen_RE = np.stack([np.nan_to_num(chosen[rule], nan=0.0) for rule in get_args(Rule)])
     # Where two rules are equally good, the first: the plainer.
     best_E = chosen_RE.argmax(axis=0)
     stacked = np.stack([holds[rule] for rule in get_args(Rule)])
     best_NE = np.take_along_axis(stacked, best_E[None, None, :], axis=0)[0]
-    scores = _scores(best_NE[scoring_N], selected_NE[scoring_N], sample.document_hashes_N[scoring_N], seed)
+    scores = _scores(best_NE[evaluation_N], selected_NE[evaluation_N], sample.document_hashes_N[evaluation_N], seed)
     made: list[Label | None] = []
     for expert in range(num_experts):
         rule = get_args(Rule)[best_E[expert]]
@@ -162,7 +163,7 @@ class _Parts:
     def choose(
         cls,
         sample: SampledTokens,
-        choosing_N: NDArray[np.bool_],
+        selection_N: NDArray[np.bool_],
         selected_NE: NDArray[np.bool_],
         domains: Sequence[str],
         groups: Mapping[str, str],
@@ -173,18 +174,18 @@ class _Parts:
         members_XD = np.array(
             [*np.eye(len(domains), dtype=bool), *([groups.get(d) == kind for d in domains] for kind in kinds)]
         ).reshape(len(domains) + len(kinds), len(domains))
-        selected_nE = selected_NE[choosing_N]
+        selected_nE = selected_NE[selection_N]
         num_n, num_E = len(selected_nE), selected_nE.sum(axis=0)
         frequency_E = num_E / max(num_n, 1)
 
-        counts_DE = _counts(sample.domain_ids_N[choosing_N], selected_nE, len(domains))
-        totals_D = np.bincount(sample.domain_ids_N[choosing_N], minlength=len(domains))
+        counts_DE = _counts(sample.domain_ids_N[selection_N], selected_nE, len(domains))
+        totals_D = np.bincount(sample.domain_ids_N[selection_N], minlength=len(domains))
         counts_XE, totals_X = members_XD.astype(np.int64) @ counts_DE, members_XD.astype(np.int64) @ totals_D
         gain_XE = _gain(counts_XE, totals_X, num_E, num_n)
         best_E = np.where(gain_XE.max(axis=0) > 0, gain_XE.argmax(axis=0), -1)
 
         type_ids_U, inverse_n, totals_U = np.unique(
-            sample.token_ids_N[choosing_N], return_inverse=True, return_counts=True
+            sample.token_ids_N[selection_N], return_inverse=True, return_counts=True
         )
         counts_UE = _counts(inverse_n, selected_nE, len(type_ids_U))
         often_U = totals_U >= MIN_COUNT

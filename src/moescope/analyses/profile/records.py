@@ -64,8 +64,8 @@ class ProfileMaker:
         num_selected = int(self._at("num_selected_all", at))
         parts = {
             "promoted": self._promoted(at),
-            "nearest_by_output": self._neighbours("nearest_by_output", at),
-            "nearest_by_weight": self._neighbours("nearest_by_weight", at),
+            "nearest_by_output": self._neighbors("nearest_by_output", at),
+            "nearest_by_weight": self._neighbors("nearest_by_weight", at),
             "effect": self._effect(at),
             "output_norm": self._number("output_norm_mean", at),
             "saliency": self._number("saliency_mean", at),
@@ -74,9 +74,9 @@ class ProfileMaker:
         label = self._label(at)
         missing = {name: self.attrs.get(f"missing_{name}", NOT_RUN[name]) for name in parts if parts[name] is None}
         if tokens["predicted"] is None:
-            missing["tokens.predicted"] = "the model was not run to its end (--predictions does)"
+            missing["tokens.predicted"] = "the model was not run to its end (`predictions` does)"
         if label is None:
-            missing["label"] = "no token of the half of the sample that chooses labels selected it, or all did"
+            missing["label"] = "no token of the selection half of the sample was routed to it, or all were"
         if not num_selected:
             missing["contexts"] = f"no token of {int(self.arrays['num_tokens_all'][at[0]]):,} selected this expert"
         return schema.ExpertProfile(
@@ -225,17 +225,17 @@ class ProfileMaker:
             for place in np.flatnonzero(self._at("coactivated_expert", at) >= 0).tolist()
         ]
 
-    def _neighbours(self, name: str, at: tuple[int, int]) -> schema.Neighbours | None:
+    def _neighbors(self, name: str, at: tuple[int, int]) -> schema.Neighbors | None:
         if f"{name}_expert" not in self.arrays:
             return None
         measure = str(self.attrs[f"{name}_measure"])
         measures = [key.removeprefix(f"{name}_") for key in self.arrays if key.startswith(f"{name}_")]
         others = [key for key in measures if key not in ("expert", measure, f"{measure}_low", f"{measure}_high")]
-        return schema.Neighbours(
+        return schema.Neighbors(
             measure=measure,
             definition=str(self.attrs[f"{name}_definition"]),
             nearest=[
-                schema.Neighbour(
+                schema.Neighbor(
                     expert=int(self._at(f"{name}_expert", (*at, place))),
                     similarity=_rounded(self._at(f"{name}_{measure}", (*at, place))),
                     ci_low=self._number(f"{name}_{measure}_low", (*at, place)),

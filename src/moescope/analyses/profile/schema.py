@@ -166,7 +166,7 @@ class Coactivated(_Part):
     lift_independent: float | None = Field(description="the same under independent routing")
 
 
-class Neighbour(_Part):
+class Neighbor(_Part):
     """An expert of the same layer that is like it."""
 
     expert: int
@@ -176,12 +176,12 @@ class Neighbour(_Part):
     others: dict[str, float] = Field(default={}, description="the same pair by other measures")
 
 
-class Neighbours(_Part):
+class Neighbors(_Part):
     """The experts of the same layer most like it, nearest first."""
 
     measure: str
     definition: str
-    nearest: list[Neighbour]
+    nearest: list[Neighbor]
 
 
 class DomainEffect(_Part):
@@ -207,7 +207,7 @@ class Effect(_Part):
 
 
 class LabelPart(_Part):
-    """Something the label names; counts are of the half of the documents that chose it."""
+    """Something the label names; counts are of the selection half of the documents."""
 
     text: str
     token_id: int | None = Field(description="null for a domain or group of domains")
@@ -217,7 +217,7 @@ class LabelPart(_Part):
 
 
 class StatisticalLabel(_Part):
-    """A rule that tells its tokens from others', chosen on one half of the documents and scored on the other."""
+    """A rule that separates the expert's tokens, selected on one half of the documents and evaluated on the other."""
 
     kind: Literal["statistical"] = "statistical"
     note: str
@@ -227,13 +227,13 @@ class StatisticalLabel(_Part):
     domain: LabelPart | None
     domains: list[str] = Field(description="the domains the rule means: one, or all of a group")
     tokens: list[LabelPart]
-    balanced_accuracy: Share = Field(description="on the half that did not choose; 0.5 is a coin, 1 is perfect")
+    balanced_accuracy: Share = Field(description="on the evaluation half; 0.5 is chance, 1 is perfect")
     ci_low: Share = Field(description="95 % interval over documents; null under 10 documents")
     ci_high: Share
     num_tokens: int = Field(description="tokens it was scored on")
     num_selected: int = Field(description="those of them that selected the expert")
     num_documents: int = Field(description="documents that these are of")
-    choosing_balanced_accuracy: Share = Field(description="on the half that chose it: flattered, not for showing")
+    choosing_balanced_accuracy: Share = Field(description="on the selection half: optimistically biased")
 
 
 class ExpertProfile(_Part):
@@ -255,8 +255,8 @@ class ExpertProfile(_Part):
     contexts: list[Context] = Field(description="largest first")
     promoted: Promoted | None
     coactivated: list[Coactivated] = Field(description="highest lift first")
-    nearest_by_output: Neighbours | None
-    nearest_by_weight: Neighbours | None
+    nearest_by_output: Neighbors | None
+    nearest_by_weight: Neighbors | None
     effect: Effect | None
     label: StatisticalLabel | None
     missing: dict[str, str] = Field(description="fields that are null or empty: why")

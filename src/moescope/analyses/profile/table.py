@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import xarray as xr
 
-from moescope.analyses.coactivation.analysis import MIN_EXPECTED
-from moescope.analyses.contribution.analysis import promoted_tokens
 from moescope.analyses.profile.labels import Label, Part, labels
 from moescope.analyses.weights.analysis import leading
+from moescope.measures.constants import MIN_EXPECTED
 from moescope.models.token_text import token_texts
+from moescope.statistics.labelled import variable
 from moescope.statistics.tokens import Reading, TokenUsage
 
 if TYPE_CHECKING:
@@ -21,11 +20,10 @@ if TYPE_CHECKING:
 
     from moescope.context import Context
     from moescope.statistics.base import Statistic
-    from moescope.statistics.contribution import ExpertContribution
     from moescope.statistics.samples.tokens import TokenSample
 
 TOP_TOKENS = 10
-NUM_NEIGHBOURS = 8
+NUM_NEIGHBORS = 8
 PAIR = ("layer", "expert")
 OF_USAGE = [
     "num_tokens",
@@ -41,10 +39,9 @@ OF_USAGE = [
 ]
 
 
-def usage_part(statistic: Statistic, context: Context) -> xr.Dataset:
-    """Usage by domain and pooled, and each expert's load beside its layer's others."""
-    whole = context.once("usage/table", statistic.compute)
-    table = whole[OF_USAGE]
+def usage_part(usage: xr.Dataset) -> xr.Dataset:
+    """Usage by domain and pooled, and each expert's load relative to its layer's mean."""
+    table = usage[OF_USAGE]
     selected_LE = table["num_selected_all"].values
     mean_L1 = selected_LE.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -53,18 +50,19 @@ def usage_part(statistic: Statistic, context: Context) -> xr.Dataset:
     order_LE = np.argsort(-selected_LE, axis=1, kind="stable")
     place_LE = np.empty_like(order_LE)
     np.put_along_axis(place_LE, order_LE, np.arange(order_LE.shape[1])[None], axis=1)
-    about = {"units": "ratio", "definition": "N_e over its mean over the layer's experts"}
-    place = {"units": "rank", "definition": "place by N_e in the layer, 0 for the busiest"}
-    return table.assign(load=(PAIR, load_LE, about), usage_place=(PAIR, place_LE, place))
+    return table.assign(
+        load=variable(PAIR, load_LE, "ratio", "N_e over its mean over the layer's experts"),
+        usage_place=variable(PAIR, place_LE, "rank", "rank by N_e in the layer, 0 for the most used"),
+    )
 
 
-def tokens_part(statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
+def tokens_part(statistics: Mapping[str, Statistic]) -> xr.Dataset:
     """Top token types by `reading, order, token_place`; a reading that was not counted is absent."""
     readings = [reading for reading in get_args(Reading) if f"tokens_{reading}" in statistics]
     tops = []
     for reading in readings:
         usage = cast("TokenUsage", statistics[f"tokens_{reading}"])
-        tops.append(context.once(f"top_tokens/{reading}/{TOP_TOKENS}", partial(usage.top_tokens, TOP_TOKENS)))
+        tops.append(usage.top_tokens(TOP_TOKENS))
     if not tops:
         return xr.Dataset()
     top = xr.concat(tops, xr.Variable("reading", readings), combine_attrs="drop_conflicts")
@@ -73,9 +71,8 @@ def tokens_part(statistics: Mapping[str, Statistic], context: Context) -> xr.Dat
     return top.rename(names | {"place": "token_place"}).assign_attrs(token_min_count=top.attrs["min_count"])
 
 
-def pairs_part(statistic: Statistic, context: Context) -> xr.Dataset:
+def pairs_part(table: xr.Dataset) -> xr.Dataset:
     """Co-activated experts of each, by lift over independent routing's, among pairs expected together often enough."""
-    table = context.once("cooccurrence/table", statistic.compute)
     selected_LE, tokens_L = table["num_selected"].values, table["num_tokens"].values
     chance_LEE = table["lift_independent"].values
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -88,7 +85,7 @@ def pairs_part(statistic: Statistic, context: Context) -> xr.Dataset:
     )
     for name in ("num_together", "coactivation", "lift", "lift_independent"):
         of_pair = picked(table[name].values, variables["coactivated_expert"][1])
-        variables[f"coactivated_{name}"] = ((*PAIR, "neighbour"), of_pair, dict(table[name].attrs))
+        variables[f"coactivated_{name}"] = ((*PAIR, "neighbor"), of_pair, dict(table[name].attrs))
     return xr.Dataset(variables)
 
 
@@ -97,11 +94,12 @@ def nearest(key_LEE: NDArray[np.floating], name: str, words: str) -> dict[str, A
     num_experts = key_LEE.shape[1]
     key_LEE = key_LEE.copy()
     key_LEE[:, np.arange(num_experts), np.arange(num_experts)] = np.nan
-    size = min(NUM_NEIGHBOURS, max(num_experts - 1, 1))
+    size = min(NUM_NEIGHBORS, max(num_experts - 1, 1))
     order_LEN = np.argsort(-key_LEE, axis=2, kind="stable")[..., :size]  # NaN last
     known_LEN = ~np.isnan(np.take_along_axis(key_LEE, order_LEN, axis=2))
-    about = {"units": "index", "definition": f"expert of the same layer with the {words}; -1: none"}
-    return {f"{name}_expert": ((*PAIR, "neighbour"), np.where(known_LEN, order_LEN, -1), about)}
+    experts_LEN = np.where(known_LEN, order_LEN, -1)
+    definition = f"expert of the same layer with the {words}; -1: none"
+    return {f"{name}_expert": variable((*PAIR, "neighbor"), experts_LEN, "index", definition)}
 
 
 def picked(values_LEE: NDArray, experts_LEN: NDArray[np.integer]) -> NDArray:
@@ -141,7 +139,7 @@ def labels_part(statistic: Statistic, context: Context) -> xr.Dataset:
         values = [missing if label is None else getattr(label.score, name) for label in every]
         return array(values, np.int64 if name.startswith("num_") else np.float64)
 
-    one, half = "share", "of the documents that did not choose the label"
+    one, half = "share", "evaluation half of the documents"
     variables: dict[str, Any] = {
         "label_text": (PAIR, array(lines, np.str_), "text", "what the label names, with lifts"),
         "label_rule": (PAIR, array(["" if x is None else x.rule for x in every], np.str_), "name", "rule, see RULES"),
@@ -155,7 +153,7 @@ def labels_part(statistic: Statistic, context: Context) -> xr.Dataset:
             PAIR,
             array([np.nan if x is None else x.chosen for x in every], np.float64),
             one,
-            "balanced accuracy on the half that chose the label: flattered",
+            "balanced accuracy on the selection half: optimistically biased, since the label was selected there",
         ),
         "label_domain": (PAIR, array(["" if x is None or x.domain is None else x.domain.name for x in every], np.str_),
                          "name", "domain or group of domains that the label names"),
@@ -182,9 +180,9 @@ def labels_part(statistic: Statistic, context: Context) -> xr.Dataset:
             values = [_padded([getattr(part, field) for part in row], max(size, 1), missing) for row in parts]
             whole = np.array(values, dtype=dtype).reshape(*shape, max(size, 1))
             key = "label_token_id" if field == "token_id" else f"{name}_{field}"
-            definition = f"{field} of what the label names, on the half that chose it"
+            definition = f"{field} of what the label names, on the selection half"
             variables[key] = (dims, whole if size else whole[..., 0], units, definition)
-    return xr.Dataset({k: (d, v, {"units": u, "definition": w}) for k, (d, v, u, w) in variables.items()})
+    return xr.Dataset({name: variable(*parts) for name, parts in variables.items()})
 
 
 def _padded(values: list[Any], size: int, missing: Any) -> list[Any]:
@@ -209,29 +207,26 @@ def _with_lift(text: str, part: Part) -> str:
     return f"{text} ×{part.lift:.1f}"
 
 
-def outputs_part(statistic: Statistic, context: Context) -> xr.Dataset:
-    """How much each expert puts out, and, of a complete model, which tokens its mean output promotes."""
-    contribution = cast("ExpertContribution", statistic)
-    table = contribution.compute()[["output_norm_mean", "saliency_mean"]]
-    promoted = promoted_tokens(contribution, context, TOP_TOKENS)
-    if promoted is None:
-        why = "the model was loaded without its head (--predictions loads it)"
-        return table.assign_attrs(missing_promoted=why)
+def outputs_part(contribution: xr.Dataset) -> xr.Dataset:
+    """Norm and saliency of each expert's output, and, of a complete model, which tokens its mean output promotes."""
+    table = contribution[["output_norm_mean", "saliency_mean"]]
+    if "promoted_token_id" not in contribution:
+        return table.assign_attrs(missing_promoted="the model was loaded without its head (`predictions` loads it)")
     kinds = [
         f"{kind}_{what}" for kind in ("promoted", "suppressed") for what in ("token_id", "logit", "logit_above_layer")
     ]
-    return table.merge(promoted[kinds].rename(place="promoted_place"), combine_attrs="override").assign_attrs(
-        promoted.attrs
-    )
+    promoted = contribution[kinds].rename(place="promoted_place").drop_attrs(deep=False)
+    definition = contribution.attrs["promoted_definition"]
+    return table.merge(promoted).assign_attrs(promoted_definition=definition)
 
 
-def alike_part(similarity: xr.Dataset) -> xr.Dataset:
-    """The experts whose outputs on the same tokens are most like each one's, by debiased CKA."""
+def outputs_neighbors_part(similarity: xr.Dataset) -> xr.Dataset:
+    """The nearest experts of each by output on the same tokens, by debiased CKA."""
     name, measure = "nearest_by_output", "cka"
     variables = nearest(similarity[measure].values, name, "highest debiased CKA of outputs on the same tokens")
     for key in (measure, f"{measure}_low", f"{measure}_high", "cosine", "centred_cosine"):
         values = picked(similarity[key].values, variables[f"{name}_expert"][1])
-        variables[f"{name}_{key}"] = ((*PAIR, "neighbour"), values, dict(similarity[key].attrs))
+        variables[f"{name}_{key}"] = ((*PAIR, "neighbor"), values, dict(similarity[key].attrs))
     definition = similarity[measure].attrs["definition"]
     sample = f"all experts on the same {int(similarity['num_samples'].max()):,} tokens"
     attrs = {f"{name}_measure": measure, f"{name}_definition": f"{definition}; {sample}"}
@@ -239,7 +234,7 @@ def alike_part(similarity: xr.Dataset) -> xr.Dataset:
 
 
 def weights_part(weights: xr.Dataset) -> xr.Dataset:
-    """The experts whose weights are most like each one's: with neurons matched, if any were."""
+    """The nearest experts of each by weights: with neurons matched, if any were."""
     name, measure = "nearest_by_weight", leading(weights)
     definition = str(weights[measure].attrs["definition"])
     matched, possible = (
@@ -252,7 +247,7 @@ def weights_part(weights: xr.Dataset) -> xr.Dataset:
     others = [key for key in ("router_centred_cosine",) if key in weights]
     for key in (measure, *others):
         values = picked(weights[key].values, variables[f"{name}_expert"][1])
-        variables[f"{name}_{key}"] = ((*PAIR, "neighbour"), values, dict(weights[key].attrs))
+        variables[f"{name}_{key}"] = ((*PAIR, "neighbor"), values, dict(weights[key].attrs))
     return xr.Dataset(variables, attrs={f"{name}_measure": measure, f"{name}_definition": definition})
 
 

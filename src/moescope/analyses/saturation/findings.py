@@ -1,4 +1,4 @@
-"""What a run found: saturation."""
+"""Findings of router saturation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from moescope.results.reading import Results
 
 
-
-def _saturation(results: Results) -> Finding | None:
+def _most_similar(results: Results) -> Finding | None:
     frame = results.table("saturation")
     if frame is None or not frame["topk_saturation"].notna().any():
         return None
@@ -25,18 +24,19 @@ def _saturation(results: Results) -> Finding | None:
     layers = frame[frame["checkpoint"] == best].groupby("layer")["topk_saturation"].mean()
     over = "" if len(layers) == 1 else ", mean over layers"
     text = (
-        f"{percent(share)} of the experts it selects are those the final model selects{over}; chance is "
-        f"{percent(chance)}. Of the first-ranked alone, {percent(first)}."
+        f"{percent(share)} of the experts it selects are selected by the final model too{over}; chance is "
+        f"{percent(chance)}. For the first-ranked expert alone: {percent(first)}."
     )
     if len(layers) > 1:
         text += (
-            f" Most at layer {layers.idxmax()} ({percent(layers.max())}), least at layer {layers.idxmin()} "
+            f" Highest at layer {layers.idxmax()} ({percent(layers.max())}), lowest at layer {layers.idxmin()} "
             f"({percent(layers.min())})."
         )
     if len(means) > 1:
-        first_of = str(means.index[0])
-        text += f" At {first_of}: {percent(means.loc[first_of, 'topk_saturation'])}."
-    return Finding("saturation", f"Nearest to the final router is {best}", text)
+        earliest = str(means.index[0])
+        text += f" Of {earliest}: {percent(means.loc[earliest, 'topk_saturation'])}."
+    # There is no interval: agreement is counted over tokens, and its sampling error was not estimated.
+    return Finding("saturation", f"Routing most similar to the final model's: {best}", text, "not testable")
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_saturation]
+FINDINGS: list[Callable[[Results], Finding | None]] = [_most_similar]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.errors import UsageError
 from moescope.measures.cka import HSIC, MinibatchHSIC, hsic, minibatches
 from moescope.measures.cka_exact import OutputsFile, exact_hsic
+from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.measures.cosine import CosineSums
 from moescope.measures.jackknife import NUM_GROUPS
 from moescope.measures.resampling import groups
@@ -26,7 +26,7 @@ MINIBATCH = 256
 
 @dataclass(frozen=True)
 class Comparison:
-    """Likeness of all pairs of a layer's experts: each from all tokens (E, E), and without each group (G, E, E).
+    """Similarity of all pairs of a layer's experts: from all tokens (E, E), and without each group (G, E, E).
 
     Attributes:
         measures: By name; `cka` is debiased.
@@ -65,24 +65,24 @@ def compare(
     groups_N = groups(sample.document_hashes_N, max(1, num_groups), seed=seed)
     if exact:
         return _exactly(run, sample, groups_N, num_groups, cka=cka, scratch=scratch)
-    average, cosines, centred, num_minibatches = MinibatchHSIC(), None, None, 0
+    average, cosines, centered, num_minibatches = MinibatchHSIC(), None, None, 0
     for start, end in minibatches(num_tokens, MINIBATCH):
         order = groups_N[start:end].argsort(stable=True)
         groups_n = groups_N[start:end][order]
         outputs_VnM = run(sample.inputs_NM[start:end][order])
-        if cosines is None or centred is None:
+        if cosines is None or centered is None:
             num_experts = outputs_VnM.shape[0] - 1
-            cosines, centred = (CosineSums(num_experts, num_groups, outputs_VnM.device) for _ in range(2))
+            cosines, centered = (CosineSums(num_experts, num_groups, outputs_VnM.device) for _ in range(2))
         bounds = _bounds(groups_n, num_groups)
         experts_EnM = outputs_VnM[:-1]
         cosines.add(experts_EnM, bounds)
-        centred.add(experts_EnM, bounds, experts_EnM.mean(dim=1, keepdim=True))
+        centered.add(experts_EnM, bounds, experts_EnM.mean(dim=1, keepdim=True))
         if cka:
             given = groups_n.to(outputs_VnM.device) if num_groups else None
             average.add(hsic(outputs_VnM, given, num_groups, average.scratch))
         num_minibatches += 1
-    assert cosines is not None and centred is not None
-    return _comparison(average.finish() if cka else None, cosines, centred, groups_N, num_groups, num_minibatches)
+    assert cosines is not None and centered is not None
+    return _comparison(average.finish() if cka else None, cosines, centered, groups_N, num_groups, num_minibatches)
 
 
 def _exactly(
@@ -107,19 +107,19 @@ def _exactly(
         total_E1M = torch.zeros((experts_ENM.shape[0], 1, width), dtype=torch.float64)
         for chunk in chunks:
             total_E1M += experts_ENM[:, chunk].sum(dim=1, keepdim=True, dtype=torch.float32)
-        cosines, centred = (CosineSums(experts_ENM.shape[0], num_groups, device) for _ in range(2))
+        cosines, centered = (CosineSums(experts_ENM.shape[0], num_groups, device) for _ in range(2))
         bounds = _bounds(groups_N, num_groups)
         cosines.add(experts_ENM, bounds)
-        centred.add(experts_ENM, bounds, (total_E1M / num_tokens).float())
+        centered.add(experts_ENM, bounds, (total_E1M / num_tokens).float())
     except OverflowError as error:
         raise UsageError(
-            "some expert's outputs range too far for the half precision they are kept in on disk",
-            remedy="use --estimator minibatch, which keeps none",
+            "an expert's outputs exceed the range of half precision, in which they are stored on disk",
+            remedy="use `estimator=minibatch`, which stores none",
         ) from error
     finally:
         if file is not None:
             file.close()
-    return _comparison(hsic_VV, cosines, centred, groups_N, num_groups, 1)
+    return _comparison(hsic_VV, cosines, centered, groups_N, num_groups, 1)
 
 
 def _bounds(groups_n: Tensor, num_groups: int) -> list[tuple[int, int]]:
@@ -131,7 +131,7 @@ def _bounds(groups_n: Tensor, num_groups: int) -> list[tuple[int, int]]:
 def _comparison(
     terms: HSIC | None,
     cosines: CosineSums,
-    centred: CosineSums,
+    centered: CosineSums,
     groups_N: Tensor,
     num_groups: int,
     num_minibatches: int,
@@ -144,7 +144,7 @@ def _comparison(
         measures["deconfounded_cka"] = terms.cka(given_last=True)
         measures["linear_cka"] = linear_VV[:-1, :-1], linear_GVV[:, :-1, :-1]
     measures["cosine"] = cosines.finish()
-    measures["centred_cosine"] = centred.finish()
+    measures["centred_cosine"] = centered.finish()
     present_G = torch.bincount(groups_N, minlength=max(1, num_groups))[:num_groups] > 0
     moved = {name: (whole.cpu(), without.cpu()) for name, (whole, without) in measures.items()}
     return Comparison(moved, present_G.cpu(), num_minibatches)

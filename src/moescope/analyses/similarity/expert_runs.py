@@ -1,4 +1,4 @@
-"""Every expert of a layer run on the same inputs, and the same experts with re-drawn weights as a control."""
+"""Every expert of a layer run on the same inputs, and the random-weight baseline: experts with resampled weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moescope.measures.resampling import stable_hash
 from moescope.models.experts import run_expert
 from moescope.models.weights import expert_weights
-from moescope.measures.resampling import stable_hash
 
 if TYPE_CHECKING:
     from moescope.models import MoEModel
@@ -25,24 +25,24 @@ def trained(model: MoEModel, layer: int) -> Run:
     return _runner(model, model.experts(layer))
 
 
-def redrawn(model: MoEModel, layer: int, *, seed: int = 0) -> Run:
-    """The same experts with weights that know nothing: what comparing outputs gives for no reason.
+def resampled(model: MoEModel, layer: int, *, seed: int = 0) -> Run:
+    """The random-weight baseline: the same experts, their weights resampled at equal scale.
 
-    Every entry of every matrix (and bias) of every expert is drawn anew from a normal distribution around 0 with that
-    matrix's own mean square: scale, shape, gating and inputs stay, what was learnt goes. As much memory again as the
-    layer's experts take, for as long as the function lives.
+    Every entry of every matrix (and bias) of every expert is drawn from a normal distribution of mean 0 with that
+    matrix's own mean square: scale, shape, gating and inputs are the same, training has no effect. Takes as much memory
+    again as the layer's experts, for as long as the function lives.
     """
-    return _runner(model, redrawn_experts(model.experts(layer), seed=seed + 1_000_003 * layer))
+    return _runner(model, resampled_experts(model.experts(layer), seed=seed + 1_000_003 * layer))
 
 
 @torch.no_grad()
-def redrawn_experts(experts: Any, *, seed: int) -> Any:
-    """A stand-in for an experts module, with weights of its own; all else is the module's."""
+def resampled_experts(experts: Any, *, seed: int) -> Any:
+    """A stand-in for an experts module with resampled weights; all else is the module's."""
     names = ["gate_up_proj" if experts.has_gate else "up_proj", "down_proj"]
     names += [f"{name}_bias" for name in names] if experts.has_bias else []
     own = {name: getattr(experts, name).detach().clone() for name in names}
     stand_in = _StandIn(experts, own)
-    views = expert_weights(stand_in)  # gate and up apart, whichever way the family joins them
+    views = expert_weights(stand_in)  # gate and up separate, whichever way the family joins them
     for expert in range(experts.num_experts):
         number = int(stable_hash(torch.tensor([seed]), expert)[0])
         generator = torch.Generator().manual_seed(number)

@@ -1,41 +1,28 @@
-"""Usage and specialization: how often each expert is selected, in which domains, and how sure that is."""
+"""Usage and specialization: how often each expert is selected, in which domains, with 95 % intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-import pandas as pd
-import xarray as xr
-
-from moescope.measures.constants import ALL
 from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.usage import table as rows
 from moescope.context import Context
 from moescope.statistics.usage import ExpertUsage
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    import pandas as pd
+    import xarray as xr
 
     from moescope.statistics.base import Statistic
 
 
-_LOAD = [
-    "normalized_usage_entropy",
-    "coefficient_of_variation",
-    "gini",
-    "max_violation",
-    "num_unused_experts",
-    "auxiliary_loss",
-]
-
-
 class Usage(Analysis):
-    """Counts of selected experts, and what follows from them."""
+    """Counts of selected experts by layer and domain, and the measures made of them."""
 
-    name = "usage"
-    summary = "Usage and specialization: how often each expert is selected, in which domains, and how sure that is."
-    min_domains = 2
+    name: ClassVar[str] = "usage"
+    min_domains: ClassVar[int] = 2
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """The counts with their replicates."""
@@ -51,163 +38,27 @@ class Usage(Analysis):
             )
         }
 
-    def table(self, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
+    def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
         """What `ExpertUsage.compute` gives; attrs also say how the family turns logits into probabilities."""
-        table = context.once("usage/table", statistics["usage"].compute)
-        table.attrs["scoring"] = context.model.router.scoring
-        return table
+        return statistics["usage"].compute().assign_attrs(scoring=context.model.scoring)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
-        """`usage`, `usage_load`, `usage_divergence`, `usage_information`, and the findings in `specialists`."""
+        """`usage`, `usage_load`, `usage_divergence`, `usage_information`, and the top experts in `specialists`."""
         return {
-            "usage": usage_frame(table),
-            "usage_load": load_frame(table),
-            "usage_divergence": divergence_frame(table),
-            "usage_information": information_frame(table),
-            "specialists": specialists_frame(table),
+            "usage": rows.usage_frame(table),
+            "usage_load": rows.load_frame(table),
+            "usage_divergence": rows.divergence_frame(table),
+            "usage_information": rows.information_frame(table),
+            "specialists": rows.specialists_frame(table),
         }
 
-    def figures(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, Figure]]:
-        """Frequencies, load, specialization by domain, the top specialists, and what exceeds chance."""
+    def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
+        """Frequencies, load, specialization by domain, the top specialists, information and divergence with nulls."""
         from moescope.analyses.usage import figures as draw
 
-        yield "usage_frequency", draw.frequency(table, context)
-        yield "usage_load", draw.load(table, context)
-        yield "usage_specialization", draw.specialization(table, context)
-        yield "usage_specialists", draw.specialists(table, specialists_frame(table), context)
-        yield "usage_information", draw.information(table, context)
-        yield "usage_divergence", draw.divergence(table, context)
-
-
-def usage_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer, domain (first `all`) and expert; in a domain's rows the frequency is its specialization."""
-    num_layers, num_domains, num_experts = table["num_selected"].shape
-    shape = (num_layers, 1 + num_domains, num_experts)
-
-    def cells(pooled: str, by_domain: str) -> np.ndarray:
-        pooled_LE, by_domain_LDE = table[pooled].values, table[by_domain].values
-        return np.concatenate([pooled_LE[:, None], by_domain_LDE], axis=1).ravel()
-
-    def rows(pooled: str, by_domain: str) -> np.ndarray:
-        pooled_L, by_domain_LD = table[pooled].values, table[by_domain].values
-        both_LD = np.concatenate([pooled_L[:, None], by_domain_LD], axis=1)
-        return np.broadcast_to(both_LD[..., None], shape).ravel()
-
-    def lifts(name: str) -> np.ndarray:
-        lift_LDE = table[name].values
-        return np.concatenate([np.full((num_layers, 1, num_experts), np.nan), lift_LDE], axis=1).ravel()
-
-    domains = np.array([ALL, *table["domain"].values.tolist()], dtype=object)
-    return pd.DataFrame(
-        {
-            "layer": np.broadcast_to(table["layer"].values[:, None, None], shape).ravel(),
-            "domain": np.broadcast_to(domains[None, :, None], shape).ravel(),
-            "expert": np.broadcast_to(table["expert"].values[None, None, :], shape).ravel(),
-            "num_tokens": rows("num_tokens_all", "num_tokens"),
-            "num_documents": rows("num_documents_all", "num_documents"),
-            "num_selected": cells("num_selected_all", "num_selected"),
-            "selection_frequency": cells("selection_frequency", "domain_specialization"),
-            "ci_low": cells("selection_frequency_ci_low", "domain_specialization_ci_low"),
-            "ci_high": cells("selection_frequency_ci_high", "domain_specialization_ci_high"),
-            "lift": lifts("lift"),
-            "lift_ci_low": lifts("lift_ci_low"),
-            "lift_ci_high": lifts("lift_ci_high"),
-        }
-    )
-
-
-def load_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer and domain (first `all`) with every measure of load."""
-    rows = []
-    for layer in table["layer"].values.tolist():
-        at = table.sel(layer=layer)
-        for domain in [ALL, *table["domain"].values.tolist()]:
-            found, suffix = (at, "_all") if domain == ALL else (at.sel(domain=domain), "")
-            names = ["num_tokens", "num_documents", *_LOAD]
-            rows.append(
-                {"layer": layer, "domain": domain} | {name: found[f"{name}{suffix}"].values.item() for name in names}
-            )
-    return pd.DataFrame(rows)
-
-
-def divergence_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer and expert: Jensen-Shannon divergence, bits, with its null and its excess over it."""
-    frame = _with_null(table, "divergence")
-    frame.insert(2, "num_selected", table["num_selected_all"].values.ravel())
-    return frame
-
-
-def information_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer: mutual information, bits and share of H(domain), each with its null and its excess over it."""
-    bits = _with_null(table, "mutual_information")
-    bits.insert(1, "num_tokens", table["num_tokens_all"].values)
-    bits.insert(2, "domain_entropy", table["domain_entropy"].values)
-    return bits.merge(_with_null(table, "mutual_information_share"), on="layer")
-
-
-def _with_null(table: xr.Dataset, name: str) -> pd.DataFrame:
-    endings = ["", "_null_mean", "_null_low", "_null_high", "_excess"]
-    return table[[f"{name}{ending}" for ending in endings]].to_dataframe().reset_index()
-
-
-def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
-    """For each layer and domain its most specialised expert: chosen on half 0 of the documents, measured on half 1.
-
-    Chosen is the expert whose lift is surely high: the one with the highest lower end of the lift's bootstrap interval
-    on half 0, among those that the domain's tokens select at least as often as uniform routing would (K / E). The lift
-    itself would choose experts that one document made look special. Ties go to the higher lift, then to the lower id.
-    Rows are sorted by that lower end, highest first; `place` counts them. Domains without tokens on half 0 have no row.
-
-    Columns `choosing_*` are of half 0; all others but the names are of half 1, with 95 % intervals.
-    """
-    baseline = float(table.attrs["uniform_baseline"])
-    measured = {
-        "num_tokens": "num_tokens",
-        "num_documents": "num_documents",
-        "domain_specialization": "domain_specialization",
-        "ci_low": "domain_specialization_ci_low",
-        "ci_high": "domain_specialization_ci_high",
-        "lift": "lift",
-        "lift_ci_low": "lift_ci_low",
-        "lift_ci_high": "lift_ci_high",
-    }
-    rows = []
-    for layer in table["layer"].values.tolist():
-        for domain in table["domain"].values.tolist():
-            at = table.sel(layer=layer, domain=domain)
-            candidates = np.flatnonzero(at["choosing_domain_specialization"].values >= baseline)
-            if not candidates.size:
-                continue
-            score = np.nan_to_num(at["choosing_lift_low"].values[candidates], nan=0.0)
-            order = np.lexsort((candidates, -at["choosing_lift"].values[candidates], -score))
-            cell = at.isel(expert=int(candidates[order[0]]))
-            rows.append(
-                {"layer": layer, "domain": domain, "expert": cell["expert"].item()}
-                | {column: cell[f"measured_{name}"].item() for column, name in measured.items()}
-                | {"uniform_baseline": baseline}
-                | {name: cell[name].item() for name in _SPECIALIST_COLUMNS if name.startswith("choosing_")}
-            )
-    frame = pd.DataFrame(rows, columns=_SPECIALIST_COLUMNS[1:])
-    frame = frame.sort_values("choosing_lift_low", ascending=False, kind="stable").reset_index(drop=True)
-    frame.insert(0, "place", np.arange(len(frame)))
-    return frame
-
-
-_SPECIALIST_COLUMNS = [
-    "place",
-    "layer",
-    "domain",
-    "expert",
-    "num_tokens",
-    "num_documents",
-    "domain_specialization",
-    "ci_low",
-    "ci_high",
-    "lift",
-    "lift_ci_low",
-    "lift_ci_high",
-    "uniform_baseline",
-    "choosing_domain_specialization",
-    "choosing_lift",
-    "choosing_lift_low",
-]
+        yield "usage_frequency", partial(draw.frequency, table, context)
+        yield "usage_load", partial(draw.load, table, context)
+        yield "usage_specialization", partial(draw.specialization, table, context)
+        yield "usage_specialists", partial(draw.specialists, table, context)
+        yield "usage_information", partial(draw.information, table, context)
+        yield "usage_divergence", partial(draw.divergence, table, context)

@@ -1,21 +1,18 @@
-"""Figures of usage and specialization, drawn of the table that `ExpertUsage.compute` gives."""
+"""Figures of usage and specialization, drawn from the table that `ExpertUsage.compute` gives."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moescope.analyses.usage.table import specialists_frame
 from moescope.figures import caption, charts, style, styled
+from moescope.figures.experts import evenly, quantiles_over_pairs
 
 if TYPE_CHECKING:
-    import pandas as pd
     import xarray as xr
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import ArrayLike
 
     from moescope.context import Context
 
@@ -27,11 +24,11 @@ MOST_LABELS = 16
 
 @styled
 def frequency(table: xr.Dataset, context: Context) -> Figure:
-    """Selection frequency of every expert, a row per layer: what is dead, what is overloaded."""
+    """Selection frequency of every expert, a row per layer."""
     layers = table["layer"].values.tolist()
     percent_LE = 100 * table["selection_frequency"].values
     baseline = 100 * table.attrs["uniform_baseline"]
-    shown = _spread(len(layers), MOST_ROWS)
+    shown = evenly(len(layers), MOST_ROWS)
     fig, ax = style.figure("page", max(2.1, style.height_for(len(shown), 0.15, 0.85)))
     charts.heatmap(
         ax,
@@ -45,7 +42,7 @@ def frequency(table: xr.Dataset, context: Context) -> Figure:
         centre=baseline,
         vmax=max(float(np.nanmax(percent_LE, initial=0.0)), 2 * baseline),
     )
-    caption(fig, context.caption, f"white: {baseline:.3g} %, uniform routing (K/E); blue: less; red: more")
+    caption(fig, context.caption, f"white: {baseline:.3g} % (uniform routing, K/E); blue: lower; red: higher")
     return fig
 
 
@@ -57,28 +54,36 @@ def load(table: xr.Dataset, context: Context) -> Figure:
     num_selected = float(table.attrs["num_experts_per_token"])
     panels = [
         ("normalized_usage_entropy", "usage entropy (share of ln E)", (None, 1.0), 1.0),
-        ("max_violation", "MaxVio (busiest ÷ mean − 1)", (0.0, None), 0.0),
+        ("max_violation", "MaxVio (max ÷ mean load − 1)", (0.0, None), 0.0),
         ("auxiliary_loss", f"auxiliary loss ({num_selected:.0f}: balanced)", (None, None), num_selected),
     ]
     for ax, (name, title, limits, uniform) in zip(axes, panels, strict=True):
-        low_L, high_L = _quantiles(table[name].values, (0.0, 1.0))
-        ax.axhline(uniform, color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
-        _range(ax, layers, low_L, high_L, style.COLOURS[0], "lowest to highest domain")
-        charts.lines(ax, layers, {"all tokens": table[f"{name}_all"].values}, ylim=limits, legend=False)
-        charts.label(ax, x="layer", title=title)
-    _legend(fig, axes[0], dashed="uniform routing")
+        low_L, high_L = (end.reduce(table[name].values, axis=-1) for end in (np.fmin, np.fmax))  # NaN is left out
+        charts.band(ax, layers, low_L, high_L, colour=style.COLOURS[0], label="range over domains")
+        charts.lines(
+            ax,
+            layers,
+            {"all tokens": table[f"{name}_all"].values},
+            xlabel="layer",
+            title=title,
+            baseline=("uniform routing", uniform),
+            ylim=limits,
+            legend=False,
+        )
+    handles, names = axes[0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
     caption(fig, context.caption, "auxiliary loss: E Σ (N_e/N) P_e of one layer")
     return fig
 
 
 @styled
 def specialization(table: xr.Dataset, context: Context) -> Figure:
-    """Domain specialization of every expert, for up to four layers; experts ordered by the domain they serve most."""
+    """Domain specialization of every expert, up to four layers; experts ordered by the domain of their highest lift."""
     domains = table["domain"].values.tolist()
     order_D = charts.domain_order(domains, context.groups)
     names = [domains[index] for index in order_D]
     layers = table["layer"].values.tolist()
-    shown = _spread(len(layers), MOST_LAYERS_WITH_DOMAINS)
+    shown = evenly(len(layers), MOST_LAYERS_WITH_DOMAINS)
     percent_LDE = 100 * table["domain_specialization"].values[:, order_D]
     highest = float(np.nanmax(percent_LDE[shown], initial=0.0))
     across = 2 if len(shown) == 4 else len(shown)
@@ -101,11 +106,11 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
             title=f"layer {layers[position]}",
             vmin=0.0,
             vmax=max(highest, 1e-9),
-            row_gaps=_group_starts(names, context),
+            row_gaps=charts.group_starts(names, context.groups),
             groups=context.groups,
             colourbar=False,
         )
-        if len(order_E) > MOST_LABELS:  # ids in no order, thinned out, would say nothing
+        if len(order_E) > MOST_LABELS:  # thinned-out ids in no order would be useless
             ax.set_xticks([])
     charts.panel_colourbar(mesh, axes[: len(shown)], "% of the domain's tokens")
     fig.supxlabel(f"experts (all {table.sizes['expert']}), ordered by the domain of their highest lift")
@@ -118,9 +123,13 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
 
 
 @styled
-def specialists(table: xr.Dataset, frame: pd.DataFrame, context: Context) -> Figure:
-    """The top specialists: specialization on the half of the documents that did not choose them, with intervals."""
-    top = frame.head(MOST_SPECIALISTS).sort_values("domain_specialization", ascending=False, kind="stable")
+def specialists(table: xr.Dataset, context: Context) -> Figure:
+    """The top specialists: specialization on the evaluation half of the documents, with intervals."""
+    top = (
+        specialists_frame(table)
+        .head(MOST_SPECIALISTS)
+        .sort_values("domain_specialization", ascending=False, kind="stable")
+    )
     fig, ax = style.figure("column", style.height_for(len(top), 0.15, 1.0))
     colours = style.group_colours(context.groups)
     charts.bars(
@@ -135,27 +144,27 @@ def specialists(table: xr.Dataset, frame: pd.DataFrame, context: Context) -> Fig
     )
     ax.set_xlim(left=0)
     fig.supxlabel("domain specialization (% of the domain's tokens)")
-    note = f"the {len(top)} of surest lift on one half of the documents; bars and 95 % intervals from the other half"
+    note = f"the {len(top)} with the highest lower end of the lift's 95 % CI on the selection half of the documents; "
+    note += "bars and 95 % CI: evaluation half"
     if top["ci_low"].isna().any():
-        note += f"; no interval: under {table.attrs['min_documents']} documents there"
+        note += f"; no CI: fewer than {table.attrs['min_documents']} documents"
     caption(fig, context.caption, note)
     return fig
 
 
 @styled
 def information(table: xr.Dataset, context: Context) -> Figure:
-    """Mutual information of expert and domain per layer, beside the range it has where domains do not matter."""
+    """Mutual information of expert and domain per layer, with its range under the null."""
     fig, ax = style.figure("column", 2.4)
     layers, name = table["layer"].values, "mutual_information"
-    null = style.NEUTRAL
-    _range(ax, layers, table[f"{name}_null_low"].values, table[f"{name}_null_high"].values, null, "")
+    charts.band(ax, layers, table[f"{name}_null_low"].values, table[f"{name}_null_high"].values, colour=style.NEUTRAL)
     charts.lines(
         ax,
         layers,
-        {"observed": table[name].values, "labels at random": table[f"{name}_null_mean"].values},
+        {"observed": table[name].values, "null": table[f"{name}_null_mean"].values},
         xlabel="layer",
         ylabel="I(expert; domain) (bits)",
-        colours={"labels at random": null},
+        colours={"null": style.NEUTRAL},
         legend=False,
         ylim=(0.0, None),
     )
@@ -164,20 +173,20 @@ def information(table: xr.Dataset, context: Context) -> Figure:
     caption(
         fig,
         context.caption,
-        f"H(domain) = {entropy:.3g} bits; at random: mean and 95 % range of {draws} relabellings of documents",
+        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} random relabelings of documents",
     )
     return fig
 
 
 @styled
 def divergence(table: xr.Dataset, context: Context) -> Figure:
-    """Jensen-Shannon divergence of the experts per layer: median and spread, observed and under the null."""
+    """Jensen-Shannon divergence of the experts per layer: median and spread over experts, observed and null."""
     fig, ax = style.figure("column", 2.4)
     layers = table["layer"].values
-    series, colours = {}, {"observed": style.COLOURS[0], "labels at random": style.NEUTRAL}
-    for name, variable in (("observed", "divergence"), ("labels at random", "divergence_null_mean")):
-        low_L, median_L, high_L = _quantiles(table[variable].values, (0.05, 0.5, 0.95))
-        _range(ax, layers, low_L, high_L, colours[name], "")
+    series, colours = {}, {"observed": style.COLOURS[0], "null": style.NEUTRAL}
+    for name, variable in (("observed", "divergence"), ("null", "divergence_null_mean")):
+        low_L, median_L, high_L = quantiles_over_pairs(table[variable].values)
+        charts.band(ax, layers, low_L, high_L, colour=colours[name])
         series[name] = median_L
     charts.lines(
         ax,
@@ -193,41 +202,7 @@ def divergence(table: xr.Dataset, context: Context) -> Figure:
     caption(
         fig,
         context.caption,
-        "Jensen–Shannon, of an expert's distribution over domains from its layer's; median and 5–95 % of experts",
+        "Jensen–Shannon, of an expert's distribution over domains from its layer's; line: median, band: 5–95 % of "
+        "experts; null: each document's label drawn from the domain shares",
     )
     return fig
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Up to `most` of `count` positions, evenly spread, first and last among them."""
-    return sorted({round(position) for position in np.linspace(0, count - 1, min(count, most))})
-
-
-def _quantiles(values_LX: ArrayLike, quantiles: Sequence[float]) -> list[np.ndarray]:
-    """Quantiles along the last axis over what is known; NaN where nothing is."""
-    rows = [row[~np.isnan(row)] for row in np.asarray(values_LX, dtype=float)]
-    return [np.array([np.quantile(row, q) if row.size else np.nan for row in rows]) for q in quantiles]
-
-
-@styled
-def _range(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str, label: str) -> None:
-    """A band over layers; a bar where there is but one."""
-    if np.size(x) == 1:
-        ax.vlines(x, low, high, color=colour, alpha=0.35, linewidth=5, label=label or "_")
-    else:
-        charts.band(ax, x, low, high, colour=colour, label=label or "_")
-
-
-@styled
-def _legend(fig: Figure, ax: Axes, dashed: str) -> None:
-    from matplotlib.lines import Line2D
-
-    handles, _ = ax.get_legend_handles_labels()
-    handles.append(Line2D([], [], color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), label=dashed))
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
-
-
-def _group_starts(names: Sequence[str], context: Context) -> list[int]:
-    """Rows at which another group of domains begins."""
-    groups = [context.groups.get(name, "") for name in names]
-    return [row + 1 for row, (before, after) in enumerate(pairwise(groups)) if before != after]

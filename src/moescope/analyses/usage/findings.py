@@ -1,11 +1,21 @@
-"""What a run found: usage."""
+"""Findings about usage: specialists, domain information, load."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, MOST_NAMED, count_of, interval_of, names_of, pooled, row
+from moescope.analyses.finding import (
+    MOST_NAMED,
+    Finding,
+    Verdict,
+    count_of,
+    interval_of,
+    names_of,
+    pooled,
+    row,
+)
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -16,10 +26,11 @@ if TYPE_CHECKING:
 SPECIALIST_LIFT = 2.0
 """A domain has a specialist if even the lower end of the lift of its best expert is at least this."""
 RARE = 0.1
+"""Share of uniform load below which an expert counts as rarely selected."""
 
 
 def best_of_domains(results: Results) -> pd.DataFrame | None:
-    """For each domain the expert of any layer that stood out most on half 0, as measured on half 1; the best first."""
+    """For each domain the expert of any layer ranked first on half 0, as measured on half 1; the highest rank first."""
     frame = results.table("specialists")
     if frame is None or frame.empty:
         return None
@@ -28,26 +39,27 @@ def best_of_domains(results: Results) -> pd.DataFrame | None:
     return None if frame.empty else frame.drop_duplicates("domain").reset_index(drop=True)
 
 
-def _most_specialised(results: Results) -> Finding | None:
+def _most_specialized(results: Results) -> Finding | None:
     frame = best_of_domains(results)
     if frame is None:
         return None
-    # The first of those whose interval is known, if any is: how many documents there are says nothing for or against.
+    # The first whose interval is known, if any is: too few documents are no evidence for or against.
     known = frame.index[frame["lift_ci_low"].notna()]
     best = row(frame, known[0] if len(known) else 0)
-    who = f"expert {best['expert']} of layer {best['layer']}"
+    expert = f"expert {best['expert']} of layer {best['layer']}"
     share, lift = percent(best["domain_specialization"]), number(best["lift"])
     measured = (
-        f"On documents that had no say in choosing it, it is selected for {share} of the tokens of {best['domain']} "
+        f"On held-out documents (evaluation half), it is selected for {share} of the tokens of {best['domain']} "
         f"({interval_of(best['ci_low'], best['ci_high'], share=True)}), {lift} times its mean over all domains "
-        f"({interval_of(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing would give it "
-        f"{percent(best['uniform_baseline'])}. Measured on {count_of(best['num_tokens'], 'token')} of "
+        f"({interval_of(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing: "
+        f"{percent(best['uniform_baseline'])}. n = {count_of(best['num_tokens'], 'token')} of "
         f"{count_of(best['num_documents'], 'document')}."
     )
     if best["lift_ci_low"] <= 1 or best["lift"] <= 1:
-        title = "No expert stands out for a domain"
-        return Finding("usage", title, f"The likeliest is {who}, for {best['domain']}. {measured}")
-    return Finding("usage", f"The most specialised expert is {who}, for {best['domain']}", measured)
+        text = f"The candidate ranked first is {expert}, for {best['domain']}. {measured}"
+        return Finding("usage", "No expert is shown to be specialized in a domain", text, "not shown")
+    verdict: Verdict = "not testable" if math.isnan(best["lift_ci_low"]) else "shown"
+    return Finding("usage", f"The most specialized expert is {expert}, for {best['domain']}", measured, verdict)
 
 
 def _domains_with_specialists(results: Results) -> Finding | None:
@@ -57,21 +69,22 @@ def _domains_with_specialists(results: Results) -> Finding | None:
     known = frame[frame["lift_ci_low"].notna()]
     if known.empty:
         return None
-    own = known[known["lift_ci_low"] >= SPECIALIST_LIFT]
+    specialists = known[known["lift_ci_low"] >= SPECIALIST_LIFT]
     without = known[known["lift_ci_low"] < SPECIALIST_LIFT]
     text = (
-        f"That is, an expert selected for it at least {number(SPECIALIST_LIFT)} times as often as for the mean domain, "
-        "even at the lower end of the 95 % interval, on documents that had no say in choosing it."
+        f"A specialist's lift for the domain is at least {number(SPECIALIST_LIFT)} at the lower end of its 95 % CI, on "
+        "held-out documents (evaluation half)."
     )
-    different = len(own.drop_duplicates(["layer", "expert"]))
-    if different < len(own):
-        text += f" Some serve more than one domain: they are {count_of(different, 'expert')}."
-    if len(own) and len(without):
-        text += f" None such for {names_of(without['domain'].tolist())}."
+    different = len(specialists.drop_duplicates(["layer", "expert"]))
+    if different < len(specialists):
+        text += f" Some experts are the specialist of several domains: {count_of(different, 'different expert')}."
+    if len(specialists) and len(without):
+        text += f" No specialist for {names_of(without['domain'].tolist())}."
     if len(frame) > len(known):
-        text += f" {count_of(len(frame) - len(known), 'domain')} had too few documents to tell."
-    verb = "has" if len(own) == 1 else "have"
-    return Finding("usage", f"{len(own)} of {len(known)} domains {verb} a specialist", text)
+        text += f" Too few documents for an interval in {count_of(len(frame) - len(known), 'more domain')}."
+    verb = "has" if len(specialists) == 1 else "have"
+    title = f"{len(specialists)} of {len(known)} domains {verb} a specialist"
+    return Finding("usage", title, text, "shown" if len(specialists) else "not shown")
 
 
 def _information(results: Results) -> Finding | None:
@@ -84,42 +97,52 @@ def _information(results: Results) -> Finding | None:
         number(best[f"mutual_information{ending}"]) for ending in ("", "_null_mean", "_null_low", "_null_high")
     )
     text = (
-        f"At layer {best['layer']} the selected experts tell {percent(best[excess])} of what there is to know about a "
-        f"token's domain, beyond chance: {bits} of {number(best['domain_entropy'])} bits, where shuffled documents "
-        f"give {mean} (95 % range {low} to {high})."
+        f"At layer {best['layer']} the mutual information of expert and domain is {bits} bits (null, documents' labels "
+        f"drawn at random: mean {mean}, 95 % range {low} to {high}). Its excess over the null's mean is "
+        f"{percent(best[excess])} of the domain's entropy of {number(best['domain_entropy'])} bits."
     )
     above = int((frame["mutual_information"] > frame["mutual_information_null_high"]).sum())
     if len(frame) > 1:
-        text += f" Least at layer {least['layer']}: {percent(least[excess])}."
-        text += f" Above chance at {above} of {len(frame)} layers."
+        text += f" Lowest at layer {least['layer']}: {percent(least[excess])}."
+        text += f" Above the null's range at {above} of {len(frame)} layers."
     if not above:
-        return Finding("usage", "Experts tell nothing about the domain that chance would not", text)
+        title = "Routing is not shown to carry domain information above chance"
+        return Finding("usage", title, text, "not shown")
     if len(frame) == 1:
-        return Finding("usage", f"The experts of layer {best['layer']} tell domains apart", text)
-    return Finding("usage", f"Experts tell most about the domain at layer {best['layer']}", text)
+        title = f"Routing at layer {best['layer']} carries domain information"
+        return Finding("usage", title, text, "shown")
+    title = f"Routing carries most domain information at layer {best['layer']}"
+    return Finding("usage", title, text, "shown")
 
 
 def _load(results: Results) -> Finding | None:
     frame = pooled(results, "usage")
     if frame is None or frame.empty:
         return None
-    fair = results.manifest.num_experts_per_token / results.manifest.num_experts
+    uniform = results.manifest.num_experts_per_token / results.manifest.num_experts
     frequency = frame["selection_frequency"]
-    dead, rare = frame[frame["num_selected"] == 0], frame[(frame["num_selected"] > 0) & (frequency < RARE * fair)]
+    unused = frame[frame["num_selected"] == 0]
+    rare = frame[(frame["num_selected"] > 0) & (frequency < RARE * uniform)]
     busiest = row(frame, frequency.idxmax())
     text = (
-        f"The busiest, expert {busiest['expert']} of layer {busiest['layer']}, takes "
+        f"The most frequently selected, expert {busiest['expert']} of layer {busiest['layer']}, is selected for "
         f"{percent(busiest['selection_frequency'])} of all tokens "
         f"({interval_of(busiest['ci_low'], busiest['ci_high'], share=True)}), "
-        f"{number(busiest['selection_frequency'] / fair)} times its fair share of {percent(fair)}. "
-        f"{count_of(len(rare), 'expert') if len(rare) else 'No expert'} in use {'get' if len(rare) > 1 else 'gets'} "
-        "less than a tenth of a fair share."
+        f"{number(busiest['selection_frequency'] / uniform)} times uniform routing ({percent(uniform)}). "
+        f"{count_of(len(rare), 'expert') if len(rare) else 'No expert'} in use {'are' if len(rare) > 1 else 'is'} "
+        f"selected less than {percent(RARE, 0)} as often as under uniform routing."
     )
-    if dead.empty:
-        return Finding("usage", f"None of {len(frame):,} experts is dead", text)
-    named = [f"layer {layer}: {names_of(group['expert'].tolist())}" for layer, group in dead.groupby("layer")]
-    shown = "; ".join(named[:MOST_NAMED]) + ("; ..." if len(named) > MOST_NAMED else "")
-    return Finding("usage", f"{len(dead):,} of {len(frame):,} experts were never selected", f"{shown}. {text}")
+    if unused.empty:
+        return Finding("usage", f"All {len(frame):,} experts are selected", text, "shown")
+    named = [f"layer {layer}: {names_of(group['expert'].tolist())}" for layer, group in unused.groupby("layer")]
+    listed = "; ".join(named[:MOST_NAMED]) + ("; ..." if len(named) > MOST_NAMED else "")
+    title = f"{len(unused):,} of {len(frame):,} experts were never selected"
+    return Finding("usage", title, f"{listed}. {text}", "shown")
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_most_specialised, _domains_with_specialists, _information, _load]
+FINDINGS: list[Callable[[Results], Finding | None]] = [
+    _most_specialized,
+    _domains_with_specialists,
+    _information,
+    _load,
+]

@@ -1,4 +1,4 @@
-"""What a run found: vocabulary."""
+"""Finding about vocabulary specialization: which reading of a token routing depends on most."""
 
 from __future__ import annotations
 
@@ -11,36 +11,40 @@ from moescope.results.text import percent
 if TYPE_CHECKING:
     from moescope.results.reading import Results
 
-READINGS = {"input": "the token read", "predicted": "the token predicted", "next": "the token that comes next"}
+READING_NAMES = {"input": "input token", "predicted": "predicted next token", "next": "true next token"}
 
 
 def _vocabulary(results: Results) -> Finding | None:
     frame = results.table("vocabulary")
     if frame is None or frame.empty:
         return None
-    name, chance = "vocabulary_specialization", "vocabulary_specialization_independent"
+    name, independent = "vocabulary_specialization", "vocabulary_specialization_independent"
     # The first ranks listed are top-K; those alone, where a model has K of 1, are top-1.
-    frame = frame[(frame["ranks"] == frame["ranks"].iloc[0]) & frame[name].notna() & frame[chance].notna()]
+    frame = frame[(frame["ranks"] == frame["ranks"].iloc[0]) & frame[name].notna() & frame[independent].notna()]
     if frame.empty:
         return None
-    excess = frame[name] - frame[chance]
+    excess = frame[name] - frame[independent]
     best = row(frame, excess.idxmax())
     means = excess.groupby(frame["reading"]).mean()
     text = (
-        f"At layer {best['layer']} a token type's own expert gets {percent(best[name])} of its occurrences, where "
-        f"independent routing at the same counts would give {percent(best[chance])} (mean over "
-        f"{count_of(best['num_types'], 'token type')} seen at least {best['min_count']} times, by "
-        f"{READINGS[best['reading']]})."
+        f"At layer {best['layer']} a token type's most frequent expert is selected for {percent(best[name])} of its "
+        f"occurrences; independent routing at the same counts: {percent(best[independent])} (mean over "
+        f"{count_of(best['num_types'], 'token type')} seen at least {best['min_count']} times; reading: "
+        f"{READING_NAMES[best['reading']]})."
     )
     if len(means) > 1:
         listed = ", ".join(
-            f"{words} {percent(means[reading])}" for reading, words in READINGS.items() if reading in means
+            f"{label} {percent(means[reading])}" for reading, label in READING_NAMES.items() if reading in means
         )
         over = ", mean over layers" if len(set(frame["layer"])) > 1 else ""
         text += f" Excess over independent routing{over}: {listed}."
     if means.max() <= 0:
-        return Finding("vocabulary", "Experts do not specialise in token types", text)
-    return Finding("vocabulary", f"Experts follow {READINGS[str(means.idxmax())]}", text)
+        title = "Routing is not shown to depend on the token's identity"
+        return Finding("vocabulary", title, text, "not shown")
+    title = f"Routing depends on the token's identity, most on the {READING_NAMES[str(means.idxmax())]}"
+    if len(means) == 1:
+        title = f"Routing depends on the identity of the {READING_NAMES[str(means.idxmax())]}"
+    return Finding("vocabulary", title, text, "shown")
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_vocabulary]

@@ -1,4 +1,4 @@
-"""What a run found: weights."""
+"""Findings of weights: where experts' weights are most similar, beside random directions with matched norms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from moescope.results.reading import Results
 
 
-
 def _weights(results: Results) -> Finding | None:
     every = results.table("weights")
     if every is None:
@@ -27,25 +26,28 @@ def _weights(results: Results) -> Finding | None:
     best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     stored = joined[(joined["measure"] == "cosine") & (joined["layer"] == best["layer"])]
     text = (
-        f"There the median pair's weights have a cosine of {number(best['median'])} once hidden neurons are matched; "
-        f"neurons as long that point anywhere give {number(best['median_redrawn'])}."
+        f"The weights of the median pair have a cosine of {number(best['median'])} with hidden neurons matched; random "
+        f"directions with matched norms: {number(best['median_redrawn'])}."
     )
     if not stored.empty:
-        text += f" As they are stored, in no order that means anything: {number(float(stored['median'].iloc[0]))}."
+        text += f" As stored, in arbitrary order: {number(float(stored['median'].iloc[0]))}."
     if best["num_pairs_matched"] < best["num_pairs"]:
-        text += f" From {best['num_pairs_matched']:,} of {count_of(best['num_pairs'], 'pair')}, drawn at random."
+        text += f" n: {best['num_pairs_matched']:,} of {count_of(best['num_pairs'], 'pair')}, a random sample."
     if len(frame) > 1:
         above = int((frame["quantile_05"] > frame["quantile_95_redrawn"]).sum())
         text += (
-            f" Least at layer {least['layer']}: {number(least['median'])} against {number(least['median_redrawn'])}. "
-            f"At {above} of {len(frame)} layers 95 % of the pairs lie above 95 % of the random ones."
+            f" Smallest difference at layer {least['layer']}: {number(least['median'])}, random directions "
+            f"{number(least['median_redrawn'])}. At {above} of {len(frame)} layers the 5th percentile of pairs exceeds "
+            "the 95th percentile of random directions."
         )
     text += _directions(every)
     if excess.max() <= 0:
-        return Finding("weights", "Experts' weights are no more alike than random ones", text)
+        title = "Experts' weights are no more similar than random directions"
+        return Finding("weights", title, text, "not shown")
     if len(frame) == 1:
-        return Finding("weights", f"How alike the weights of layer {best['layer']} are", text)
-    return Finding("weights", f"Experts' weights are most alike at layer {best['layer']}", text)
+        title = f"Experts' weights at layer {best['layer']} are more similar than random directions"
+        return Finding("weights", title, text, "shown")
+    return Finding("weights", f"Experts' weights are most similar at layer {best['layer']}", text, "shown")
 
 
 def _directions(every: pd.DataFrame) -> str:
@@ -54,9 +56,9 @@ def _directions(every: pd.DataFrame) -> str:
         return ""
     least = row(ranks, (ranks["median"] / ranks["median_redrawn"]).idxmin())
     return (
-        f" The fewest directions are used by {least['matrix']} at layer {least['layer']}: an effective rank of "
-        f"{number(least['median'])} in the median expert, {number(least['median_redrawn'])} if neurons pointed "
-        "anywhere."
+        f" The effective rank is lowest, relative to random directions, for {least['matrix']} at layer "
+        f"{least['layer']}: {number(least['median'])} in the median expert, {number(least['median_redrawn'])} for "
+        "random directions."
     )
 
 

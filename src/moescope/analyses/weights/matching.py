@@ -1,15 +1,15 @@
-"""Hidden neurons of two experts matched, so that the order they happen to be stored in does not count.
+"""Hidden neurons of two experts matched, so that the order in which they are stored does not count.
 
-A hidden neuron f of an expert is a row of gate, a row of up and a column of down. Renumbering an expert's neurons
-changes nothing it computes; nor does changing a neuron's sign in both up and down, where the gate multiplies up (see
-`ExpertWeights.sign_is_free`). Two experts are matched by the one-to-one assignment of neurons that makes the cosine of
-their weights, all matrices joined, as large as it can be:
+A hidden neuron f of an expert is a row of gate, a row of up and a column of down. Permuting an expert's neurons leaves
+what it computes unchanged; so does changing a neuron's sign in both up and down, where the gate multiplies up (see
+`ExpertWeights.sign_is_free`). Two experts are matched by the one-to-one assignment of neurons that maximizes the cosine
+of their weights, all matrices joined:
 
     max over permutations p and signs s of  sum_f  <g_f, g'_p(f)> + s_f (<u_f, u'_p(f)> + <d_f, d'_p(f)>)
 
 It is a linear assignment problem (the best sign of a pair of neurons does not depend on the other pairs), solved
 exactly (scipy; Crouse 2016). A maximum over F! permutations is above 0 for any two experts, so it is read beside the
-same for `redrawn` neurons.
+same for `random_directions`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Neurons:
 
     Attributes:
         parts: Each neuron's row of gate (if there is one) and up and column of down, by name, (E, F, M), float32.
-        sign_is_free: Whether a neuron's sign in up and down counts for nothing.
+        sign_is_free: Whether changing a neuron's sign in both up and down changes nothing.
     """
 
     parts: dict[str, Tensor]
@@ -53,8 +53,8 @@ class Neurons:
         """E."""
         return self.parts["up"].shape[0]
 
-    def redrawn(self, experts: Sequence[int], *, seed: int) -> Neurons:
-        """Some of the experts with neurons that know nothing: each row points anywhere and is as long as it was."""
+    def random_directions(self, experts: Sequence[int], *, seed: int) -> Neurons:
+        """Some of the experts with random directions for neurons, norms matched: each row keeps its norm alone."""
         generator = torch.Generator().manual_seed(seed)
         drawn = {}
         for name, part_EFM in self.parts.items():
@@ -80,7 +80,7 @@ class Neurons:
     def matched_cosines(self, pairs_P2: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
         """The same after matching neurons, for these pairs of experts, (P,).
 
-        Of a pair's similarities of neurons, F x F, only as many pairs' are held at a time as fit 64 MB, or one.
+        The similarities of neurons, F x F numbers a pair, are held for as many pairs at a time as fit 64 MB, or one.
         """
         inner: dict[str, list[Tensor]] = {name: [] for name in self.parts}
         order = np.argsort(pairs_P2[:, 0], kind="stable")
@@ -88,8 +88,8 @@ class Neurons:
             columns_nF, signs_nF = self._match(expert, others)
             rows_n1 = torch.as_tensor(others, device=columns_nF.device).unsqueeze(1)
             for name, part_EFM in self.parts.items():
-                own_nF = (part_EFM[expert] * part_EFM[rows_n1, columns_nF]).sum(-1)
-                inner[name].append((own_nF if name == "gate" else own_nF * signs_nF).sum(-1).double().cpu())
+                products_nF = (part_EFM[expert] * part_EFM[rows_n1, columns_nF]).sum(-1)
+                inner[name].append((products_nF if name == "gate" else products_nF * signs_nF).sum(-1).double().cpu())
         values = {name: torch.cat(parts).numpy() for name, parts in inner.items() if parts}
         if not values:
             return {name: np.empty(0) for name in (*self.parts, JOINED)}
@@ -113,7 +113,7 @@ class Neurons:
                 yield int(expert), others[start : start + together]
 
     def _match(self, expert: int, others: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        """For each neuron of an expert its partner in each of the others, and the sign it has there, (n, F)."""
+        """For each neuron of an expert the one it is matched with in each of the others, and its sign there, (n, F)."""
         chosen = torch.as_tensor(others, device=self.parts["up"].device)
         signed_nFF = sum(
             part[expert] @ part[chosen].transpose(1, 2) for name, part in self.parts.items() if name != "gate"
@@ -131,7 +131,7 @@ class Neurons:
     def spectra(self) -> dict[str, NDArray[np.float64]]:
         """Singular values of every expert's matrices, descending, (E, min(F, M)).
 
-        Roots of the eigenvalues of the smaller Gram matrix, which float32 rounds: right to about 3e-4 of the largest.
+        Roots of the eigenvalues of the smaller Gram matrix, in float32: exact to about 3e-4 of the largest.
         """
         found = {}
         for name, part_EFM in self.parts.items():

@@ -1,4 +1,4 @@
-"""Bounded samples that merge: state that is kept or replaced, never added up."""
+"""Bounded samples that merge: state that is kept or replaced, never summed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from moescope.measures.resampling import sample_hashes
 from moescope.records import TokenBatch
 from moescope.statistics.base import Statistic
-from moescope.measures.resampling import sample_hashes
 
 EMPTY = torch.iinfo(torch.int64).max
-"""Hash of a place that holds nothing."""
+"""Hash of an empty place."""
 
 
 class Sample(Statistic):
-    """A statistic of which a part is a sample: tensors whose places belong together, declared with `_declare_places`.
+    """A statistic that has a sample: tensors with places for what is kept, declared with `_declare_places`.
 
-    What else is declared are sums, as everywhere.
+    All other state is sums.
     """
 
     def __init__(self, *, layers: list[int], device: torch.device | str = "cpu", **parameters: Any) -> None:

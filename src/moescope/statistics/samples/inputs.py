@@ -1,8 +1,8 @@
-"""A sample of a layer's inputs: the tokens of smallest hash, with what the layer's experts were given for them.
+"""A sample of a layer's inputs: those of the tokens with the smallest hash.
 
-What all experts of a layer would make of the same tokens can only be known by running every expert on them; this keeps
-the tokens to run them on. Which ones are kept depends on seed, document and position alone, so that corpora may be
-split, reordered and merged, and batches cut anywhere.
+Outputs of all experts of a layer for the same tokens take running every expert on them; this keeps the inputs to run
+them on. Which tokens are kept depends on seed, document and position alone, so that corpora may be split, reordered and
+merged, and batches cut anywhere.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.labelled import variable
 from moescope.statistics.samples.base import SmallestTokens
 
 
@@ -25,7 +26,7 @@ class InputsSample:
     """One layer's sample, in ascending order of hash: any part of it in this order is a random one.
 
     Attributes:
-        inputs_NM: What the layer's experts were given, in the dtype it was kept in.
+        inputs_NM: Inputs of the layer's experts, in the dtype they were kept in.
         document_hashes_N: Hash of each token's document, int64.
         domain_ids_N: Index of each token's domain, int64.
     """
@@ -36,7 +37,7 @@ class InputsSample:
 
     @property
     def num_documents(self) -> int:
-        """Documents the tokens are from."""
+        """Documents that the tokens are from."""
         return int(self.document_hashes_N.unique().shape[0])
 
 
@@ -50,8 +51,8 @@ class LayerInputs(SmallestTokens):
         model_width: M.
         num_samples: N.
         dtype: Format the inputs are kept in: "float32", "bfloat16", "float16" or "float64".
-        seed: Another seed, another sample.
-        device: Where the sample lies.
+        seed: Of the hash that selects the sample.
+        device: Device of the sample.
     """
 
     needs_inputs: ClassVar[bool] = True
@@ -83,7 +84,7 @@ class LayerInputs(SmallestTokens):
         assert isinstance(record, Routing)
         inputs_TM, tokens = record.inputs_TM, record.tokens
         if inputs_TM is None:
-            raise RuntimeError("this record carries no inputs")
+            raise RuntimeError("this record has no inputs")
         self._take(
             record.layer,
             tokens,
@@ -106,19 +107,16 @@ class LayerInputs(SmallestTokens):
     def compute(self) -> xr.Dataset:
         """By `layer`: how many tokens were seen, how many are kept, and of how many documents."""
         samples = [self.sample(layer) for layer in self.layers]
-        numbers = {
-            "num_tokens": (self.state["num_tokens_L"].tolist(), "tokens", "tokens counted"),
-            "num_samples": (
-                [sample.inputs_NM.shape[0] for sample in samples],
-                "tokens",
-                "tokens kept: those with the smallest hash of seed, document and position",
-            ),
-            "num_documents": ([s.num_documents for s in samples], "documents", "documents that kept tokens are from"),
-        }
+        num_samples_L = np.array([sample.inputs_NM.shape[0] for sample in samples], dtype=np.int64)
+        num_documents_L = np.array([sample.num_documents for sample in samples], dtype=np.int64)
+        smallest = "tokens kept: those with the smallest hash of seed, document and position"
         return xr.Dataset(
             {
-                name: ("layer", np.array(values, dtype=np.int64), {"units": units, "definition": definition})
-                for name, (values, units, definition) in numbers.items()
+                "num_tokens": variable("layer", self.state["num_tokens_L"].cpu().numpy(), "tokens", "tokens counted"),
+                "num_samples": variable("layer", num_samples_L, "tokens", smallest),
+                "num_documents": variable(
+                    "layer", num_documents_L, "documents", "documents that the tokens kept are from"
+                ),
             },
             coords={"layer": self.layers},
         )

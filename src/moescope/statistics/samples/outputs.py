@@ -15,8 +15,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from moescope.records import ExpertOutputs, Routing
 from moescope.measures.resampling import sample_hashes
+from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.labelled import variable
 from moescope.statistics.samples.base import EMPTY, Sample
 
 
@@ -26,7 +27,7 @@ class ExpertSamples:
 
     Attributes:
         outputs_NM: `o_e(x)`, before any routing weight, in the dtype they were kept in.
-        expert_ids_N: Which expert put out each, int64.
+        expert_ids_N: The expert of each output, int64.
         document_hashes_N: Hash of each token's document, int64.
         domain_ids_N: Index of each token's domain, int64.
         positions_N: Position of each token in its document, int64.
@@ -42,7 +43,7 @@ class ExpertSamples:
 
     @property
     def num_documents(self) -> int:
-        """Documents the tokens are from."""
+        """Documents that the tokens are from."""
         return int(self.document_hashes_N.unique().shape[0])
 
 
@@ -50,8 +51,8 @@ class OutputSample(Sample):
     """Keeps, of each expert's tokens, the N outputs with the smallest hash of (seed, document, position).
 
     The N smallest of independent uniform hashes are a simple random sample without replacement ("bottom-k" sampling;
-    Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches"): each expert is given as many, however seldom it
-    is selected, unless it saw fewer. It takes E x N x M numbers a layer, however long the corpus.
+    Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches"): as many of each expert, however rarely it is
+    selected, unless fewer tokens were routed to it. It takes E x N x M numbers a layer, however long the corpus.
 
     Args:
         layers: MoE layers.
@@ -59,8 +60,8 @@ class OutputSample(Sample):
         model_width: M.
         num_samples: N, outputs kept of each expert.
         dtype: Format the outputs are kept in: "float32", "bfloat16", "float16" or "float64".
-        seed: Another seed, another sample.
-        device: Where the sample lies.
+        seed: Of the hash that selects the sample.
+        device: Device of the sample.
     """
 
     needs_outputs: ClassVar[bool] = True
@@ -122,7 +123,7 @@ class OutputSample(Sample):
         """Of those kept so far and C candidates (tensors in the order of places), keeps each expert's smallest."""
         if not experts_C.shape[0]:
             return
-        # Candidates by expert, then hash; those beyond an expert's N best have no chance.
+        # Candidates by expert, then hash; those beyond an expert's N smallest are never kept.
         by_hash_C = candidates[0].argsort(stable=True)
         order_C = by_hash_C[experts_C[by_hash_C].argsort(stable=True)]
         sorted_C = experts_C[order_C]
@@ -148,7 +149,7 @@ class OutputSample(Sample):
             place.copy_(kept)
 
     def sample(self, layer: int) -> ExpertSamples:
-        """What is kept of one layer; of an expert that saw fewer than N tokens, all of them."""
+        """What is kept of one layer; of an expert that fewer than N tokens were routed to, all of them."""
         position = self._position[layer]
         filled_EN = self.state["hashes_LEN"][position] < EMPTY
         experts_E1 = torch.arange(self.num_experts, device=self.device).unsqueeze(1)
@@ -163,25 +164,15 @@ class OutputSample(Sample):
 
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: how many tokens were routed to it, how many are kept; by `layer`: tokens seen."""
-        num_samples_LE = (self.state["hashes_LEN"] < EMPTY).sum(-1)
-        attrs = {"units": "tokens"}
+        by_expert = ("layer", "expert")
+        num_samples_LE = (self.state["hashes_LEN"] < EMPTY).sum(-1).cpu().numpy()
+        num_selected_LE = self.state["num_selected_LE"].cpu().numpy()
+        smallest = "of these, kept: those with the smallest hash of seed, document and position"
         return xr.Dataset(
             {
-                "num_tokens": (
-                    "layer",
-                    self.state["num_tokens_L"].cpu().numpy(),
-                    attrs | {"definition": "tokens counted"},
-                ),
-                "num_selected": (
-                    ("layer", "expert"),
-                    self.state["num_selected_LE"].cpu().numpy(),
-                    attrs | {"definition": "tokens routed to the expert"},
-                ),
-                "num_samples": (
-                    ("layer", "expert"),
-                    num_samples_LE.cpu().numpy(),
-                    attrs | {"definition": "of these, kept: those with the smallest hash of seed, document, position"},
-                ),
+                "num_tokens": variable("layer", self.state["num_tokens_L"].cpu().numpy(), "tokens", "tokens counted"),
+                "num_selected": variable(by_expert, num_selected_LE, "tokens", "tokens routed to the expert"),
+                "num_samples": variable(by_expert, num_samples_LE, "tokens", smallest),
             },
             coords={"layer": self.layers, "expert": np.arange(self.num_experts)},
         )

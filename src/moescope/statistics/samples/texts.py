@@ -1,7 +1,7 @@
 """A sample of the text itself: the documents of smallest hash in each domain, to be run through the model again.
 
-What only a second pass can tell (what the loss would be without an expert) is told of these documents. Which ones are
-kept depends on seed and document alone, so that corpora may be split, reordered and merged, and batches cut anywhere.
+Measures that take a second pass (the loss without an expert) are measured on these documents. The sample depends on
+seed and documents alone, so that corpora may be split, reordered and merged, and batches cut anywhere.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.errors import UsageError
-from moescope.records import ExpertOutputs, Routing
+from moescope.errors import at_least
 from moescope.measures.resampling import sample_hashes
+from moescope.records import ExpertOutputs, Routing
+from moescope.statistics.labelled import variable
 from moescope.statistics.samples.base import EMPTY, SmallestHashes
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampledDocument:
-    """The beginning of what was read of one document.
+    """The first tokens that were read of one document.
 
     Attributes:
         token_ids: Its tokens.
@@ -47,16 +48,16 @@ class TextSample(SmallestHashes):
 
     The N smallest of independent uniform hashes are a simple random sample of the domain's documents without
     replacement ("bottom-k" sampling; Cohen and Kaplan 2007), and the N smallest of two such samples are that of both
-    corpora together. Records of the first layer are all it looks at. It takes 24 bytes a token, `D N S` of them,
-    however long the corpus.
+    corpora together. Only records of the first layer are read. The state takes 24 bytes for each of `D N S` tokens,
+    whatever the size of the corpus.
 
     Args:
         layers: MoE layers that the records are of.
         domains: Names of the domains; `domain_ids_B` of the records index them.
         num_documents: N, documents of a domain.
         length: S, tokens of a document.
-        seed: Another seed, other documents.
-        device: Where the sample lies.
+        seed: Seed of the draw of documents.
+        device: Where the state lives.
     """
 
     def __init__(
@@ -69,10 +70,7 @@ class TextSample(SmallestHashes):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if num_documents < 1 or length < 1:
-            raise UsageError(
-                f"a sample of {num_documents} documents of {length} tokens", expected="one or more of each"
-            )
+        at_least(1, num_documents=num_documents, length=length)
         super().__init__(
             layers=list(layers),
             device=device,
@@ -90,7 +88,7 @@ class TextSample(SmallestHashes):
             self._declare_places(name, (*places, length), empty=-1)
 
     def update(self, record: Routing | ExpertOutputs) -> None:
-        """Takes in the text of one batch, from the record of the first layer."""
+        """Adds the text of one batch, from the record of the first layer."""
         assert isinstance(record, Routing)
         if self._position[record.layer] or not record.tokens.num_tokens:
             return
@@ -103,7 +101,7 @@ class TextSample(SmallestHashes):
         counts_D = torch.zeros_like(self.state["num_documents_D"]).index_add_(0, domain_ids_B[present_B], ones)
         self._combine("num_documents_D", counts_D)
         hashes_B = sample_hashes(documents_B, torch.zeros_like(documents_B), seed=self.seed)
-        # In a long corpus hardly any document is still small enough: the others' tokens are not copied.
+        # In a long corpus few further documents have a small enough hash; the tokens of the others are not copied.
         largest_D = self.state["hashes_DN"].amax(1)
         wanted_B = present_B[hashes_B[present_B] < largest_D[domain_ids_B[present_B]]]
         if not wanted_B.shape[0]:
@@ -116,31 +114,31 @@ class TextSample(SmallestHashes):
             self._keep(domain, candidates | {name: text[own] for name, text in zip(_TEXT, texts_XBS, strict=True)})
 
     def _cut(self, tokens: Any, rows_T: Tensor, lengths_B: Tensor, wanted_B: Tensor) -> list[Tensor]:
-        """The first tokens of some documents, in the order of their positions: ids, next ids, positions, -1 after."""
+        """The first tokens of some documents by position: ids, next ids, positions, padded with -1."""
         columns_T = [
             column.to(self.device) for column in (tokens.token_ids_T, tokens.next_token_ids_T, tokens.positions_T)
         ]
         order_T = columns_T[2].argsort(stable=True)
         order_T = order_T[rows_T[order_T].argsort(stable=True)]
         starts_B = lengths_B.cumsum(0) - lengths_B
-        places_BS = torch.arange(self.length, device=self.device).expand(wanted_B.shape[0], -1)
-        inside_BS = places_BS < lengths_B[wanted_B][:, None]
-        tokens_BS = (starts_B[wanted_B][:, None] + places_BS).clamp(max=order_T.shape[0] - 1)
+        columns_BS = torch.arange(self.length, device=self.device).expand(wanted_B.shape[0], -1)
+        inside_BS = columns_BS < lengths_B[wanted_B][:, None]
+        tokens_BS = (starts_B[wanted_B][:, None] + columns_BS).clamp(max=order_T.shape[0] - 1)
         return [torch.where(inside_BS, column_T[order_T][tokens_BS], -1) for column_T in columns_T]
 
     def documents(self, domain_id: int) -> list[SampledDocument]:
-        """What is kept of one domain, in ascending order of hash: any beginning of it is a random sample too."""
-        kept = []
+        """The documents of one domain in ascending order of hash: any first n of them are a random sample too."""
+        sampled = []
         state = {name: self.state[name][domain_id].cpu().numpy() for name in self._places}
         for place in np.flatnonzero(state["hashes_DN"] < EMPTY).tolist():
             length = int((state["token_ids_DNS"][place] >= 0).sum())
             token_ids, next_ids, positions = (state[name][place, :length] for name in _TEXT)
             document_hash = int(state["document_hashes_DN"][place])
-            kept.append(SampledDocument(token_ids, next_ids, positions, document_hash, domain_id))
-        return kept
+            sampled.append(SampledDocument(token_ids, next_ids, positions, document_hash, domain_id))
+        return sampled
 
     def compute(self) -> xr.Dataset:
-        """By `domain`: how many documents were seen, how many are kept, and how many tokens of them."""
+        """By `domain`: documents counted, documents sampled, and tokens sampled."""
         import xarray as xr
 
         kept_DN = (self.state["hashes_DN"] < EMPTY).cpu().numpy()
@@ -150,13 +148,13 @@ class TextSample(SmallestHashes):
             "num_sampled_documents": (
                 kept_DN.sum(1),
                 "documents",
-                "documents kept: those with the smallest hash of seed and document",
+                "documents sampled: those with the smallest hash of seed and document",
             ),
-            "num_sampled_tokens": (tokens_D, "tokens", f"tokens kept, at most {self.length} of a document"),
+            "num_sampled_tokens": (tokens_D, "tokens", f"tokens sampled, at most {self.length} of a document"),
         }
         return xr.Dataset(
             {
-                name: ("domain", values.astype(np.int64), {"units": units, "definition": definition})
+                name: variable("domain", values.astype(np.int64), units, definition)
                 for name, (values, units, definition) in numbers.items()
             },
             coords={"domain": self.domains},
@@ -164,4 +162,4 @@ class TextSample(SmallestHashes):
 
 
 _TEXT = ("token_ids_DNS", "next_token_ids_DNS", "positions_DNS")
-"""What is kept of each token; -1 after a document's last."""
+"""The state by token; -1 after a document's last."""

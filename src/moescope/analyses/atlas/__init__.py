@@ -1,0 +1,1 @@
+"""Causal atlas: how much the loss of each domain rises without each expert."""

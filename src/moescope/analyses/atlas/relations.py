@@ -1,0 +1,112 @@
+"""Rank correlations over experts of the effect of ablation with routing statistics, and with its other half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moescope.measures.correlation import ExpertCorrelation, correlate_experts, correlate_rows, pooled
+from moescope.measures.usage import lift, ratio
+from moescope.statistics.labelled import Variable, variable
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Floats = NDArray[np.float64]
+
+GRADIENT, FIRST_ORDER, EXACT = "gradient", "first order", "ablated"
+ACROSS, WITHIN_LAYERS, WITHIN_DOMAINS = "all layers", "within layers", "within domains"
+OTHER_HALF = "effect on other documents"
+RHO = "Spearman's rho"
+DEFINITIONS = {
+    "relation_effect": ("name", "the effect: estimated by gradient, or of exact ablation"),
+    "relation_predictor": ("name", "the measure that it is correlated with"),
+    "relation_scope": (
+        "name",
+        "experts of all layers; mean over layers of the correlation within each; or over domains",
+    ),
+    "relation_num": ("pairs", "experts, or experts and domains, with both values"),
+    "rank_correlation": (RHO, "rank correlation of effect and predictor"),
+    "rank_correlation_ci_low": (RHO, "low end of the 95 % interval over experts (delete-one-expert jackknife)"),
+    "rank_correlation_ci_high": (RHO, "high end of the 95 % interval over experts (delete-one-expert jackknife)"),
+    "rank_correlation_null_low": (RHO, "2.5 % quantile of the values under permutation of the experts"),
+    "rank_correlation_null_high": (RHO, "97.5 % quantile of the values under permutation of the experts"),
+    "rank_correlation_p_value": ("share", "permutations (and the measured value itself) with a value as far from 0"),
+}
+
+
+def relations(
+    table: xr.Dataset, counted_D: NDArray[np.int64], weights_LE: Floats, cells: Sequence[int], *, seed: int
+) -> dict[str, Variable]:
+    """By `relation`: the rank correlation of an effect with a predictor, over experts.
+
+    Args:
+        table: The effects, as `Atlas.table` labels them.
+        counted_D: Counted tokens of all domains, then of each.
+        weights_LE: Sum of the weights applied to each expert at them.
+        cells: Layer and expert of each exact ablation, as index into the flattened (L, E).
+        seed: Of the permutations.
+    """
+    tokens = max(1, int(counted_D[0]))
+    effect_LDE = table["delta_loss"].values
+    selected_LDE = table["num_selected"].values
+    saliency_LE = np.nan_to_num(table["saliency"].values)
+    specialization_LDE = ratio(selected_LDE, counted_D[:, None])[:, 1:]
+    lift_LDE = lift(specialization_LDE)
+    predictors: dict[str, Floats] = {
+        "selection frequency": selected_LDE[:, 0] / tokens,
+        "weight": weights_LE / tokens,
+        "saliency": saliency_LE,
+        "total saliency": saliency_LE * selected_LDE[:, 0] / tokens,
+    }
+    several_domains = lift_LDE.shape[1] > 1
+    if several_domains:
+        predictors["highest lift"] = np.nan_to_num(lift_LDE).max(1)
+    main = EXACT if table.attrs["method"] == "exact" else GRADIENT
+    found: list[tuple[str, str, str, ExpertCorrelation]] = []
+
+    def add(effect: str, predictor: str, scope: str, correlation: ExpertCorrelation) -> None:
+        found.append((effect, predictor, scope, correlation))
+
+    if len(cells) > 1:
+        exact_P = table["ablated_delta_loss"].values
+        estimates = {GRADIENT: table["ablated_gradient"].values, FIRST_ORDER: table["ablated_first_order"].values}
+        others = {name: values_LE.ravel()[list(cells)] for name, values_LE in predictors.items()}
+        for name, values_P in (estimates | (others if main != EXACT else {})).items():
+            add(EXACT, name, ACROSS, correlate_experts(values_P, exact_P, seed=seed))
+    first_LDE, second_LDE = table["choosing_delta_loss"].values, table["measured_delta_loss"].values
+    for name, values_LE in {**predictors, OTHER_HALF: first_LDE[:, 0]}.items():
+        effect_LE = (second_LDE if name == OTHER_HALF else effect_LDE)[:, 0]
+        add(main, name, ACROSS, correlate_experts(values_LE.ravel(), effect_LE.ravel(), seed=seed))
+        layers = [correlate_experts(*rows, seed=seed) for rows in zip(values_LE, effect_LE, strict=True)]
+        add(main, name, WITHIN_LAYERS, pooled(layers))
+    if several_domains:
+        by_domain = {"domain specialization": specialization_LDE, "lift": lift_LDE, OTHER_HALF: first_LDE[:, 1:]}
+        for name, values_LDE in by_domain.items():
+            of_LDE = (second_LDE if name == OTHER_HALF else effect_LDE)[:, 1:]
+            add(main, name, WITHIN_DOMAINS, correlate_rows(_by_domain(values_LDE), _by_domain(of_LDE), seed=seed))
+    return _variables(found)
+
+
+def _by_domain(values_LDE: Floats) -> Floats:
+    """A row per domain, the experts of all layers in it."""
+    return values_LDE.swapaxes(0, 1).reshape(values_LDE.shape[1], -1)
+
+
+def _variables(found: Sequence[tuple[str, str, str, ExpertCorrelation]]) -> dict[str, Variable]:
+    values: Mapping[str, list] = {
+        "relation_effect": [effect for effect, _, _, _ in found],
+        "relation_predictor": [predictor for _, predictor, _, _ in found],
+        "relation_scope": [scope for _, _, scope, _ in found],
+        "relation_num": [correlation.num_values for *_, correlation in found],
+        "rank_correlation": [correlation.value for *_, correlation in found],
+        "rank_correlation_ci_low": [correlation.low for *_, correlation in found],
+        "rank_correlation_ci_high": [correlation.high for *_, correlation in found],
+        "rank_correlation_null_low": [correlation.null_low for *_, correlation in found],
+        "rank_correlation_null_high": [correlation.null_high for *_, correlation in found],
+        "rank_correlation_p_value": [correlation.p_value for *_, correlation in found],
+    }
+    return {name: variable("relation", np.array(values[name]), *DEFINITIONS[name]) for name in DEFINITIONS}

@@ -1,0 +1,1 @@
+"""Routing distributions: how logits, probabilities and weights are distributed."""

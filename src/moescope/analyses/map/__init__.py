@@ -1,0 +1,1 @@
+"""Map of experts' outputs on a plane, and how often neighbors recover expert and domain."""

@@ -1,0 +1,1 @@
+"""Overlap: how far experts share tokens, and token types."""

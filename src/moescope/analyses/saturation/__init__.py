@@ -1,0 +1,1 @@
+"""Router saturation: agreement of training checkpoints' routing with the final model's."""

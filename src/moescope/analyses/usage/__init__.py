@@ -1,0 +1,1 @@
+"""Usage and specialization: how often each expert is selected, and in which domains."""

@@ -1,0 +1,1 @@
+"""Vocabulary specialization: how far single token types are routed to single experts."""

@@ -1,0 +1,1 @@
+"""Similarity of experts' weights, and the number of directions that each uses."""

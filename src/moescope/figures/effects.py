@@ -1,0 +1,58 @@
+"""Bars of Δ loss with intervals, each with the mean and range of its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moescope.figures import charts, style, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+MILLI = 1000.0
+"""Effects are drawn in thousandths of a nat: that of one expert of many is small."""
+
+
+@styled
+def effects_with_controls(
+    frame: pd.DataFrame, names: Sequence[str], groups: Mapping[str, str], *, control: str
+) -> Figure:
+    """Horizontal bars of Δ loss with intervals; a diamond and a line on each: mean and range of the controls.
+
+    Args:
+        frame: A row per bar: `domain`, `delta_loss`, `ci_low`, `ci_high`, `control_delta_loss`, `control_quantile_05`,
+            `control_quantile_95`, nats per token.
+        names: Labels of the bars.
+        groups: Group of each domain, for the colors.
+        control: Legend of the controls.
+    """
+    fig, ax = style.figure("page", style.height_for(len(frame), 0.15, 1.0))
+    colors = style.group_colours(groups)
+    charts.bars(
+        ax,
+        names,
+        MILLI * frame["delta_loss"].to_numpy(),
+        xlabel="Δ loss without the expert (10⁻³ nats per token of the domain)",
+        low=MILLI * frame["ci_low"].to_numpy(),
+        high=MILLI * frame["ci_high"].to_numpy(),
+        colours=[colors.get(groups.get(domain, ""), style.NEUTRAL) for domain in frame["domain"]],
+    )
+    if frame["control_delta_loss"].notna().any():
+        heights = np.arange(len(frame)) + 0.22
+        low, middle, high = (
+            MILLI * frame[f"control_{name}"].to_numpy() for name in ("quantile_05", "delta_loss", "quantile_95")
+        )
+        ax.hlines(heights, low, high, color=style.NEUTRAL, linewidth=2.0, alpha=0.7)
+        ax.plot(
+            middle, heights, linestyle="", marker="D", markersize=2.6, color="white", markeredgecolor=style.INK,
+            markeredgewidth=0.7, label=control,
+        )  # fmt: skip
+    ax.axvline(0, color=style.INK, linewidth=0.6)
+    ax.grid(axis="x")
+    charts.legend_above(ax)
+    charts.colour_labels(ax, groups)
+    return fig

@@ -1,0 +1,51 @@
+"""The finding of weights against tables made by hand."""
+
+import pandas as pd
+
+from moescope.analyses.finding import find
+from moescope.report.keynumbers import per_layer
+from tests.report.folders import results
+
+
+def weights(**changes) -> pd.DataFrame:
+    rows = []
+    for layer, matched, stored in ((1, 0.35, 0.002), (7, 0.2, 0.001)):
+        for measure, matrix, median, redrawn in (
+            ("matched_cosine", "joined", matched, 0.11),
+            ("cosine", "joined", stored, 0.0),
+            ("cosine", "router", 0.5, 0.0),
+            ("effective_rank", "up", 20.0 - layer, 27.0),
+        ):
+            spread = {"quantile_05": median - 0.05, "median": median, "quantile_95": median + 0.05}
+            spread |= {f"{name}_redrawn": value - median + redrawn for name, value in spread.items()}
+            pairs = {"num_pairs": 6, "num_pairs_matched": 6}
+            rows.append({"layer": layer, "matrix": matrix, "measure": measure, **pairs, **spread} | changes)
+    return pd.DataFrame(rows)
+
+
+def test_weights_beside_random_directions():
+    (finding,) = find(results({"weights": weights()}))
+    assert (finding.topic, finding.verdict) == ("weights", "shown")
+    assert "layer 1" in finding.title
+    for numbers in (
+        *("0.350", "0.110", "0.00200", "layer 7: 0.200, random directions 0.110", "At 1 of 2 layers"),
+        "up at layer 7: 13 in the median expert, 27",
+    ):
+        assert numbers in finding.text
+
+
+def test_weights_of_one_layer_of_a_sample_and_no_more_similar():
+    one = find(results({"weights": weights(num_pairs_matched=4).iloc[:4]}))[0]
+    assert "layer 1" in one.title and one.verdict == "shown"
+    assert "4 of 6 pairs" in one.text and "Smallest" not in one.text
+    random = weights()
+    random["median_redrawn"] = 0.6
+    assert find(results({"weights": random}))[0].verdict == "not shown"
+    stored = weights()[weights().measure != "matched_cosine"]
+    assert find(results({"weights": stored})) == []
+
+
+def test_key_numbers_of_weights():
+    numbers = per_layer(results({"weights": weights()}))
+    assert [name for name in numbers.columns if name != "layer"]
+    assert numbers.rows == [["1", "0.350", "19"], ["7", "0.200", "13"]]
