@@ -18,6 +18,7 @@ import json
 
 import numpy as np
 import torch
+from moescope.statistics.rank_correlation import rank_correlation
 
 import moescope
 from benchmarks.timing import alternate, report
@@ -27,7 +28,6 @@ from moescope.interventions.gradient import first_order_effects
 from moescope.interventions.losses import next_tokens, token_losses
 from moescope.models import MoEModel
 from moescope.models.seam import ExpertCall, transformed
-from moescope.statistics.rank_correlation import rank_correlation
 
 
 @torch.inference_mode()

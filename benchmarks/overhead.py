@@ -5,7 +5,7 @@
     uv run python -m benchmarks.overhead --case olmoe         # the whole OLMoE-1B-7B shape, for a GPU
 
 The bare pass uses the fastest of the experts implementations that transformers has, which run in turn with ours. Where
-predictions are read, the LM head runs on both sides. Text is tokenised and batched before the clock starts.
+predictions are read, the LM head runs on both sides. Text is tokenized and batched before the clock starts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STOCK = ["eager", "grouped_mm"]
 
 
 def olmoe_folder(parent: Path, num_layers: int) -> Path:
-    """Saves a randomly initialised model of OLMoE-1B-7B's width, with nano's tokenizer."""
+    """Saves a randomly initialized model of OLMoE-1B-7B's width, with nano's tokenizer."""
     from transformers import OlmoeConfig, OlmoeForCausalLM
 
     config = OlmoeConfig(
@@ -81,7 +81,7 @@ def bare(model: MoEModel, batches: list[Batch], predictions: bool) -> Callable[[
 def looking(
     model: MoEModel, batches: list[Batch], corpus: moescope.corpora.Corpus, predictions: bool
 ) -> Callable[[], None]:
-    """The same batches with every router analysis listening; accumulating is timed, finalising is not."""
+    """The same batches with every router analysis listening; accumulating is timed, finalizing is not."""
     context = Context(
         model=model, layers=model.layers, domains=corpus.domains, groups=corpus.groups, corpus_name=corpus.name,
         num_tokens=sum(batch.tokens.num_tokens for batch in batches), seed=0, predictions=predictions,

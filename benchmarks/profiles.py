@@ -3,8 +3,8 @@
     uv run python -m benchmarks.profiles
     uv run python -m benchmarks.profiles --apart      # seconds of what is left out of the ratio
 
-The bare pass is that of `benchmarks.overhead`, with the LM head, whose predictions profiles read. Neighbours and
-effects come from samples of fixed size, whatever the number of tokens: they are timed apart. Text is tokenised and
+The bare pass is that of `benchmarks.overhead`, with the LM head, whose predictions profiles read. Neighbors and
+effects come from samples of fixed size, whatever the number of tokens: they are timed apart. Text is tokenized and
 batched before the clock starts.
 """
 
@@ -37,9 +37,9 @@ def main() -> None:
     plain = bare(model, batches, predictions=True)
     facts: dict[str, float] = {}
 
-    def profile(neighbours: bool = False, effects: bool = False) -> None:
+    def profile(neighbors: bool = False, effects: bool = False) -> None:
         model.hf.set_experts_implementation(ours)
-        analysis = Profile(neighbours=neighbours, effects=effects)
+        analysis = Profile(neighbors=neighbors, effects=effects)
         context = Context(
             model=model, layers=model.layers, domains=corpus.domains, groups=corpus.groups, corpus_name=corpus.name,
             num_tokens=arguments.num_tokens, seed=0, predictions=True, corpus_fingerprint=corpus.fingerprint,
@@ -55,7 +55,7 @@ def main() -> None:
         facts["state_bytes"] = sum(accumulator.nbytes() for accumulator in accumulators.values())
 
     if arguments.apart:
-        for options in ({}, {"neighbours": True}, {"effects": True}):
+        for options in ({}, {"neighbors": True}, {"effects": True}):
             profile(**options)
             print(json.dumps({"name": "profiles/nano-finishing", **options, **facts}), flush=True)
         return

@@ -5,7 +5,7 @@
 Outputs are given (random, half precision), computing them is not timed. All work is in float32, on two
 threads unless `--threads` says otherwise.
 
-- plain: for each pair `|X^T Y|^2` on centred outputs, from which the unbiased HSIC follows; all outputs in memory;
+- plain: for each pair `|X^T Y|^2` on centered outputs, from which the unbiased HSIC follows; all outputs in memory;
   timed on `--pairs` random pairs and scaled to all E (E + 1) / 2 of them.
 - exact: all pairs of tokens, Gram matrices tile by tile. minibatch: Gram matrices of 256 tokens, averaged.
 - bare: the matrix products alone that exact and minibatch each stand for, on data that is in memory already.
@@ -78,17 +78,17 @@ class Peak:
 def plain(outputs_VNM: Tensor, num_pairs: int) -> float:
     """Seconds the plain way takes for all pairs, from those timed."""
     started = time.perf_counter()
-    centred_VNM = outputs_VNM.float()
-    for outputs_NM in centred_VNM:
+    centered_VNM = outputs_VNM.float()
+    for outputs_NM in centered_VNM:
         outputs_NM -= outputs_NM.mean(dim=0)
-    norms_VN = torch.stack([outputs_NM.square().sum(-1) for outputs_NM in centred_VNM]).double()
+    norms_VN = torch.stack([outputs_NM.square().sum(-1) for outputs_NM in centered_VNM]).double()
     prepared = time.perf_counter() - started
     count, num_tokens = norms_VN.shape
     pairs = [(i, j) for i in range(count) for j in range(i, count)]
     chosen = random.Random(0).sample(pairs, min(num_pairs, len(pairs)))
     started = time.perf_counter()
     for i, j in chosen:
-        products = float((centred_VNM[i].T @ centred_VNM[j]).square().sum(dtype=torch.float64))
+        products = float((centered_VNM[i].T @ centered_VNM[j]).square().sum(dtype=torch.float64))
         own = float(norms_VN[i] @ norms_VN[j])
         total = float(norms_VN[i].sum() * norms_VN[j].sum())
         _ = products - own - 2 * own / (num_tokens - 2) + total / ((num_tokens - 1) * (num_tokens - 2))

@@ -151,12 +151,12 @@ def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **chan
     """
     config = AutoConfig.for_model(family, **{**_COMMON, **FAMILIES[family], **changes})
     model = AutoModelForCausalLM.from_config(config)
-    randomise(model, seed)
+    randomize(model, seed)
     return model.to(dtype).eval()
 
 
 @torch.no_grad()
-def randomise(model: PreTrainedModel, seed: int) -> None:
+def randomize(model: PreTrainedModel, seed: int) -> None:
     """Fills weights so that hidden states stay near unit size and routers are decided."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

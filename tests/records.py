@@ -80,7 +80,7 @@ def random_routings(
     specialization: float = 1.0,
     document_effect: float = 0.0,
     scoring: str = "softmax",
-    renormalise: bool = False,
+    renormalize: bool = False,
     corrected: bool = False,
     logits: bool = True,
     inputs_width: int | None = None,
@@ -111,7 +111,7 @@ def random_routings(
         values_TE = scores_TE + torch.from_numpy(fixed.normal(size=num_experts)).float() * 0.02 if corrected else None
         ids_TK = (scores_TE if values_TE is None else values_TE).topk(num_experts_per_token, dim=-1).indices
         weights_TK = scores_TE.gather(1, ids_TK)
-        if renormalise:
+        if renormalize:
             weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
         by_id_TK = ids_TK.argsort(dim=-1)
         ids_TK, weights_TK = ids_TK.gather(1, by_id_TK), weights_TK.gather(1, by_id_TK)

@@ -152,10 +152,10 @@ def main() -> None:
 # nano
 
 A Mixture-of-Experts language model of the OLMoE architecture with OLMoE-1B-7B's topology (16 layers, 64 experts,
-top-8, no shared expert, query and key norms, weights not renormalised) at toy width: hidden size
+top-8, no shared expert, query and key norms, weights not renormalized) at toy width: hidden size
 {config["hidden_size"]}, expert width {config["intermediate_size"]}, {config["num_attention_heads"]} heads,
 {config["vocab_size"]:,} tokens, tied embeddings, 14.8 million parameters. It is made to be looked into: small enough to
-ship with moescope and to run on a laptop, real enough that its experts specialise. Weights are stored in bfloat16 and
+ship with moescope and to run on a laptop, real enough that its experts specialize. Weights are stored in bfloat16 and
 meant to be computed in float32. `OlmoeForCausalLM` loads this folder.
 
 ## Data

@@ -1,4 +1,4 @@
-"""One optimiser step: by the compiled kernels on a CPU, or by the stock transformers model anywhere."""
+"""One optimizer step: by the compiled kernels on a CPU, or by the stock transformers model anywhere."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import OlmoeConfig, OlmoeForCausalLM
 
 from training import kernels
-from training.model import Batch, FastModel, initialise, parameter_shapes, views
+from training.model import Batch, FastModel, initialize, parameter_shapes, views
 
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 1e-8, 0.1, 1.0
 
@@ -24,7 +24,7 @@ class KernelEngine:
     def __init__(self, config: OlmoeConfig, seed: int, shards: int = 2, exact: bool = False) -> None:
         """Draw fresh parameters; `load_state` replaces them."""
         self.config, self.shards, self.step_number = config, shards, 0
-        self.flat = initialise(config, seed)
+        self.flat = initialize(config, seed)
         self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.models = [FastModel(config, self.flat, exact) for _ in range(shards)]
         self.library = kernels.load(exact)
@@ -101,7 +101,7 @@ class StockEngine:
         """Draw fresh parameters, the same as the other engine's; `load_state` replaces them."""
         self.config, self.device = config, torch.device(device)
         self.model = OlmoeForCausalLM(config)
-        self.model.load_state_dict(views(initialise(config, seed), parameter_shapes(config)), strict=False)
+        self.model.load_state_dict(views(initialize(config, seed), parameter_shapes(config)), strict=False)
         self.model.to(self.device).set_experts_implementation("grouped_mm")
         named = dict(self.model.named_parameters())
         groups = [

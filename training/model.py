@@ -37,7 +37,7 @@ def make_config(**changes: object) -> OlmoeConfig:
 
 
 def parameter_shapes(config: OlmoeConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter; q, k, v are neighbours so that they are one matrix."""
+    """Name and shape of every parameter; q, k, v are neighbors so that they are one matrix."""
     m, f, e = config.hidden_size, config.intermediate_size, config.num_experts
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, m)}
     for layer in range(config.num_hidden_layers):
@@ -64,7 +64,7 @@ def views(flat: torch.Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
     return out
 
 
-def initialise(config: OlmoeConfig, seed: int) -> torch.Tensor:
+def initialize(config: OlmoeConfig, seed: int) -> torch.Tensor:
     """Draw the parameters: normal, std 0.02; matrices that write to the residual stream are scaled down by depth."""
     shapes = parameter_shapes(config)
     flat = torch.empty(sum(math.prod(s) for s in shapes.values()))
@@ -104,7 +104,7 @@ class FastModel:
 
         Args:
             config: The model's shape; widths must be multiples of 16.
-            flat: The parameters, as `initialise` lays them out; read, not copied.
+            flat: The parameters, as `initialize` lays them out; read, not copied.
             exact: Use the float32 build of the kernels.
         """
         self.config, self.flat, self.exact = config, flat, exact

@@ -80,7 +80,7 @@ class Training:
         self.load_LE = torch.full((config.num_hidden_layers, config.num_experts), even)
 
     def step(self, progress: float) -> dict[str, float]:
-        """One optimiser step; returns what the log wants to know."""
+        """One optimizer step; returns what the log wants to know."""
         began = time.monotonic()
         length, share = self.recipe.stage_at(progress)
         batches = self.sampler.draw(length, share, self.shards)

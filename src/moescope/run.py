@@ -43,7 +43,7 @@ class Run(Outcome):
         context: What was looked at.
         analyses: The analyses answered, by name.
         statistics: Their accumulators, by key; analyses may share one.
-        made: One labelled dataset per analysis, by its name.
+        made: One labeled dataset per analysis, by its name.
         manifest: What was run, on what, with what.
     """
 
@@ -55,7 +55,7 @@ class Run(Outcome):
 
     @property
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """One labelled dataset per analysis, by its name."""
+        """One labeled dataset per analysis, by its name."""
         return self.made
 
     @cached_property

@@ -171,7 +171,7 @@ def test_text_from_the_corpus_stays_text(model, tmp_path):
             file.write_text(" ".join(draw.permutation(HOSTILE.split(" "))) + f" {number}", "utf-8")
     corpus = moescope.load_corpus(str(tmp_path / "shelf"))
     run = moescope.capture(
-        model, corpus, [Profile(experts=(0, 3), neighbours=False, effects=False)], 1500, layers=[1], predictions=True
+        model, corpus, [Profile(experts=(0, 3), neighbors=False, effects=False)], 1500, layers=[1], predictions=True
     )
     folder = run.save(tmp_path / "out")
     assert sorted(path.name for path in (folder / FOLDER).iterdir()) == ["L01E00.json", "L01E03.json"]

@@ -48,7 +48,9 @@ def imported(path: Path) -> frozenset[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        found |= {name if name in MODULES else name.rpartition(".")[0] for name in names if name.startswith("moescope.")}
+        found |= {
+            name if name in MODULES else name.rpartition(".")[0] for name in names if name.startswith("moescope.")
+        }
     return frozenset(found & set(MODULES))
 
 

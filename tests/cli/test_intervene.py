@@ -61,7 +61,8 @@ def test_no_change_named_is_a_sweep(intervene, here):
     assert [token["token"] for token in known["tokens"]] == [character.replace(" ", "␣") for character in PROMPT]
     assert len(known["tables"]["kl"]) == len(kl)
     manifest = Results.read(folder).manifest
-    assert (manifest.command, manifest.layers, manifest.options["change"]) == ("intervene", [1], "set")
+    assert (manifest.command, manifest.layers) == ("intervene", [1])
+    assert {change["kind"] for changes in manifest.options["changes"] for change in changes} == {"set"}
     assert manifest.corpus == "embedded"
     assert manifest.options["values"] == [0, 0.05, 0.1, 0.2, 0.5, 1]
 
@@ -97,7 +98,7 @@ print([name for name in ("torch", "numpy", "pandas", "matplotlib") if name in sy
         "--set",
         "--ablate",
         "--replace",
-        "--renormalise",
+        "--renormalize",
         "--positions",
         "--generate",
         "--controls",
@@ -117,7 +118,7 @@ def test_every_kind_of_change(intervene, here):
         "scale": [first, "--scale", 0, 0.5, 1, 2, 4],
         "set": [first, "--set", 0.2],
         "ablate": [first, "--ablate"],
-        "replace": [first, "--replace", "--renormalise"],
+        "replace": [first, "--replace", "--renormalize"],
         "two": [first, second, "--scale", -1],
         "all": [0, "--replace", "--positions", "all", "--generate", 6],
         "some": [first, "--set", 0.5, "--positions", 3, 7, -1],
@@ -135,8 +136,8 @@ def test_every_kind_of_change(intervene, here):
     assert (generated["num_tokens"] == 6).all()
     assert "next_tokens.pdf" in {path.name for path in (here / "ablate" / "figures").iterdir()}
     assert json.loads((here / "two" / "intervene.json").read_text())["experts"][1]["expert"] == second
-    assert Results.read(here / "some").manifest.options["positions"] == [3, 7, -1]
-    assert Results.read(here / "all").manifest.options["positions"] == "all"
+    assert Results.read(here / "some").manifest.options["changes"][0][0]["positions"] == [3, 7, -1]
+    assert Results.read(here / "all").manifest.options["changes"][0][0]["positions"] is None
 
 
 def test_experts_of_several_layers(intervene, here):
@@ -166,8 +167,8 @@ def test_what_cannot_be_done_leaves_nothing(intervene, here, moescope, tiny):
     at = ["--layer", 1, "--expert"]
     for words, messages in (
         ([*at, 5, "--target-index", 19], ["target index 19", "19 tokens", "0 t, 1 h, 2 e"]),
-        ([*at, other, "--target-index", 4, "--scale", 2], ["did not choose", f"{taken[0]} (", "--set"]),
-        ([*at, other, "--target-index", 4, "--ablate"], ["did not choose", f"{taken[1]} (", "--set"]),
+        ([*at, other, "--target-index", 4, "--scale", 2], ["does not select", f"{taken[0]} (", "`Set`"]),
+        ([*at, other, "--target-index", 4, "--ablate"], ["does not select", f"{taken[1]} (", "`Set`"]),
         ([*at, 8], ["no expert 8", "0-7"]),
         ([*at, -1], ["no expert -1"]),
         (["--layer", 4, "--expert", 0], ["layer 4", "0-3"]),
@@ -179,7 +180,7 @@ def test_what_cannot_be_done_leaves_nothing(intervene, here, moescope, tiny):
         (["--layer", 1, 2, "--expert", 5, "--set", 0.1], ["2 layers for 1 experts"]),
         ([*at, 5, "--positions", "some"], ["--positions some", "all"]),
         ([*at, 5, "--positions", 40], ["position 40 is past the prompt"]),
-        ([*at, 5, "--set", "nan"], ["value of nan"]),
+        ([*at, 5, "--set", "nan"], ["`value=nan`"]),
         ([*at, 5, "--set", "much"], ["much"]),
         ([*at, 5, "--generate", 250], ["250 more", "256"]),
         ([*at, 5, "--controls", 0], [">= 1"]),

@@ -54,10 +54,10 @@ def test_options_reach_the_map(moescope, here, given):
     assert quality.num_components == 4 and quality.num_points <= 7 * quality.num_experts
 
 
-def test_more_neighbours_than_outputs(moescope, here, given):
+def test_more_neighbors_than_outputs(moescope, here, given):
     outcome = moescope("map", *given, "--num-neighbors", 400)
     assert outcome.code == 2
-    assert outcome.err.startswith("error: 400 neighbours asked of at most 400 outputs in a layer")
+    assert outcome.err.startswith("error: 400 neighbors asked of at most 400 outputs in a layer")
     assert "--method pca" in outcome.err
     assert list(here.iterdir()) == []
 

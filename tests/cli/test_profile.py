@@ -33,7 +33,7 @@ def test_one_expert(moescope, here, given):
 
 
 def test_the_thesis_command(here, given, monkeypatch, capfd):
-    words = ["profiles.py", "--expert_id", 2, "--layer", 1, *given, "--no-effects", "--no-neighbours"]
+    words = ["profiles.py", "--expert_id", 2, "--layer", 1, *given, "--no-effects", "--no-neighbors"]
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     assert profiles() == 0
     assert (here / "results" / "profile" / "profiles" / "L01E02.json").exists()
@@ -69,7 +69,7 @@ def test_bad_input_is_refused_before_anything_is_written(moescope, here, given, 
 
 
 def test_nothing_in_a_profile_is_markup_for_the_terminal(moescope, here, given):
-    assert moescope("profile", "--layer", 1, "--expert", 3, *given, "--no-effects", "--no-neighbours").code == 0
+    assert moescope("profile", "--layer", 1, "--expert", 3, *given, "--no-effects", "--no-neighbors").code == 0
     file = here / "results" / "profile" / "profiles" / "L01E03.json"
     found = json.loads(file.read_text("utf-8"))
     found["label"]["text"] = "[bold]x[/bold] [/]"

@@ -47,7 +47,7 @@ def test_exact_leaves_no_scratch_behind(moescope, here, given):
     assert "median_redrawn" not in frame
     again = moescope("similarity", "--num-tokens", 800, "--method", "cosine", *given, "--out", "cosine")
     assert again.code == 0, again.err
-    assert set(pd.read_csv(here / "cosine" / "tables" / "similarity.csv").measure) == {"cosine", "centred_cosine"}
+    assert set(pd.read_csv(here / "cosine" / "tables" / "similarity.csv").measure) == {"cosine", "centered_cosine"}
 
 
 def test_routed_mode_compares_by_cosine(moescope, here, given):

@@ -89,7 +89,7 @@ def test_facts_and_probe(case: Case) -> None:
         "dots1": ("sigmoid", True, 2.5, True, 4),
     }
     found = model.router
-    assert (found.scoring, found.renormalises, found.scaling, found.bias_corrected, found.num_groups) == routers[
+    assert (found.scoring, found.renormalizes, found.scaling, found.bias_corrected, found.num_groups) == routers[
         case.family
     ]
     shared = {
@@ -140,7 +140,7 @@ def test_expert_outputs_combine_to_what_the_family_computes(case: Case) -> None:
         weighted_AM = record.outputs_AM.double() * record.weights_A.double()[:, None]
         combined_TM = torch.zeros(routing.inputs_TM.shape, dtype=torch.float64)
         combined_TM.index_add_(0, record.token_rows_A, weighted_AM)
-        # The family's own loop over experts, as it stands in its modelling file.
+        # The family's own loop over experts, as it stands in its modeling file.
         own_TM = type(experts).forward.__wrapped__(
             experts, routing.inputs_TM, routing.expert_ids_TK, routing.weights_TK
         )
@@ -323,7 +323,7 @@ def test_selection_and_weights_equal_a_plain_loop_over_router_logits(
     model = load_model(str(folder))
     reference = AutoModelForCausalLM.from_pretrained(folder).eval()
     num_selected = reference.config.num_experts_per_tok
-    renormalises = family != "olmoe"
+    renormalizes = family != "olmoe"
     documents = [1 + (5 * index) % 12 if padded else 12 for index in range(64)]
     routings: dict[int, list[Routing]] = {layer: [] for layer in model.layers}
     expected: dict[int, list[tuple[list[int], list[float]]]] = {layer: [] for layer in model.layers}
@@ -340,7 +340,7 @@ def test_selection_and_weights_equal_a_plain_loop_over_router_logits(
                     scores = (scores / scores.sum()).tolist()
                     best = sorted(range(len(scores)), key=lambda expert: (-scores[expert], expert))[:num_selected]
                     weights = [scores[expert] for expert in best]
-                    if renormalises:
+                    if renormalizes:
                         weights = [weight / sum(weights) for weight in weights]
                     expected[layer].append((best, weights))
                     entropies[layer].append(-sum(score * math.log(score) for score in scores))

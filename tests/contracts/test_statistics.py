@@ -239,7 +239,7 @@ def test_a_layer_it_was_not_made_for_is_an_error(case: Case) -> None:
         statistic.update(last)
 
 
-def test_everything_is_labelled_with_unit_and_definition(case: Case) -> None:
+def test_everything_is_labeled_with_unit_and_definition(case: Case) -> None:
     table = fed(case, records_by_batch(case)[0]).compute()
     assert len(table.data_vars)
     for name, variable in table.data_vars.items():

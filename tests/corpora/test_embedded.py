@@ -43,7 +43,7 @@ def test_domains_and_groups(corpus):
     assert corpus.name == "embedded"
     assert len(corpus.domains) == 22
     assert list(corpus.groups) == list(corpus.domains)
-    # Domains of a group stand beside each other, so that figures can colour them by group.
+    # Domains of a group stand beside each other, so that figures can color them by group.
     order = list(dict.fromkeys(corpus.groups.values()))
     assert order == ["prose", "reference", "code", "formal", "languages"]
     assert [corpus.groups[domain] for domain in corpus.domains] == sorted(corpus.groups.values(), key=order.index)

@@ -1,4 +1,4 @@
-"""Every chart form, drawn: saved with fonts as text, labelled, and without texts that cover each other."""
+"""Every chart form, drawn: saved with fonts as text, labeled, and without texts that cover each other."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def heatmap_of_domains() -> Figure:
 def heatmap_of_layers() -> Figure:
     fig, ax = figure("column", 2.8)
     values = np.random.default_rng(1).gamma(2, 0.5, (48, 128))
-    charts.heatmap(ax, values, label="lift (ratio)", centre=1.0, xlabel="expert", ylabel="layer", title="lift")
+    charts.heatmap(ax, values, label="lift (ratio)", center=1.0, xlabel="expert", ylabel="layer", title="lift")
     return fig
 
 
@@ -46,12 +46,12 @@ def heatmap_of_words_both_ways() -> Figure:
     return fig
 
 
-def one_colour_bar_for_panels() -> Figure:
+def one_color_bar_for_panels() -> Figure:
     fig, axes = charts.small_multiples(3)
     for number, ax in enumerate(axes):
         values = np.random.default_rng(number).random((8, 8))
-        mesh = charts.heatmap(ax, values, label="", vmin=0, vmax=1, title=f"layer {number}", colourbar=False)
-    charts.panel_colourbar(mesh, axes, "co-activation")
+        mesh = charts.heatmap(ax, values, label="", vmin=0, vmax=1, title=f"layer {number}", colorbar=False)
+    charts.panel_colorbar(mesh, axes, "co-activation")
     fig.supxlabel("expert")
     return fig
 
@@ -85,7 +85,7 @@ def histogram_linear() -> Figure:
     values = np.random.default_rng(3).normal(size=1000)
     counts, edges = np.histogram(values, 40)
     charts.histogram(ax, edges, counts, xlabel="router logit", ylabel="tokens", name="layer 1")
-    charts.histogram(ax, edges, counts[::-1], filled=False, steps=False, colour=style.COLOURS[1], name="layer 2")
+    charts.histogram(ax, edges, counts[::-1], filled=False, steps=False, color=style.COLORS[1], name="layer 2")
     charts.label(ax, title="logits")
     charts.legend_above(ax)
     return fig
@@ -124,8 +124,8 @@ def lines_by_depth() -> Figure:
     layers = list(range(3, 60))
     for ax in axes.flat:
         series = {str(layer): np.arange(8) * layer for layer in layers}
-        colours = {str(layer): colour for layer, colour in charts.depth_colours(layers).items()}
-        charts.lines(ax, range(8), series, colours=colours, legend=False, xlabel="rank", ylabel="mean logit")
+        colors = {str(layer): color for layer, color in charts.depth_colors(layers).items()}
+        charts.lines(ax, range(8), series, colors=colors, legend=False, xlabel="rank", ylabel="mean logit")
     charts.depth_key(fig, axes, layers)
     return fig
 
@@ -134,7 +134,7 @@ CHARTS: list[Callable[[], Figure]] = [
     heatmap_of_domains,
     heatmap_of_layers,
     heatmap_of_words_both_ways,
-    one_colour_bar_for_panels,
+    one_color_bar_for_panels,
     lines_with_bands,
     lines_of_one_layer,
     logarithmic_lines,
@@ -188,10 +188,10 @@ def test_axes_say_what_they_are(make: Callable[[], Figure]) -> None:
     shared = fig.get_supxlabel()
     for ax in fig.axes:
         if ax.get_visible():
-            colour_bar = ax.get_label() == "<colorbar>"
-            labelled_rows = ax.get_yticklabels() and not ax.get_yticklabels()[0].get_text().isdigit()
-            assert ax.get_xlabel() or shared or colour_bar or labelled_rows
-            assert not colour_bar or ax.get_ylabel()
+            color_bar = ax.get_label() == "<colorbar>"
+            labeled_rows = ax.get_yticklabels() and not ax.get_yticklabels()[0].get_text().isdigit()
+            assert ax.get_xlabel() or shared or color_bar or labeled_rows
+            assert not color_bar or ax.get_ylabel()
 
 
 def test_the_same_figure_is_the_same_bytes(tmp_path: Path) -> None:
@@ -202,26 +202,26 @@ def test_the_same_figure_is_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
-def test_heatmap_cells_have_the_colours_of_their_values() -> None:
+def test_heatmap_cells_have_the_colors_of_their_values() -> None:
     fig, ax = figure()
-    mesh = charts.heatmap(ax, [[0.0, 1.0], [2.0, np.nan]], label="x", centre=1.0)
+    mesh = charts.heatmap(ax, [[0.0, 1.0], [2.0, np.nan]], label="x", center=1.0)
     assert tuple(fig.get_size_inches()) == pytest.approx((3.3, 2.2))
     fig.draw_without_rendering()
-    colours = [to_hex(colour) for colour in mesh.get_facecolors()[:3]]
+    colors = [to_hex(color) for color in mesh.get_facecolors()[:3]]
     scale = matplotlib.colormaps[style.DIVERGING]
-    assert colours == [to_hex(scale(0.0)), to_hex(scale(0.5)), to_hex(scale(1.0))]
+    assert colors == [to_hex(scale(0.0)), to_hex(scale(0.5)), to_hex(scale(1.0))]
     assert mesh.get_array().mask.ravel().tolist() == [False, False, False, True]
     assert ax.get_ylim() == (2.0, 0.0)  # row 0 on top
 
 
 @pytest.mark.parametrize("values", [np.full((3, 3), np.nan), np.zeros((3, 3)), np.full((2, 5), 0.7)], ids=str)
-@pytest.mark.parametrize("centre", [None, 0.0, 1.0])
+@pytest.mark.parametrize("center", [None, 0.0, 1.0])
 @pytest.mark.filterwarnings("error")
 def test_heatmaps_of_nothing_and_of_one_value_are_drawn(
-    values: np.ndarray, centre: float | None, tmp_path: Path
+    values: np.ndarray, center: float | None, tmp_path: Path
 ) -> None:
     fig, ax = figure()
-    charts.heatmap(ax, values, label="x", centre=centre, xlabel="expert", ylabel="layer")
+    charts.heatmap(ax, values, label="x", center=center, xlabel="expert", ylabel="layer")
     fig.savefig(tmp_path / "figure.png")
 
 
@@ -236,7 +236,7 @@ def test_labels_are_thinned_to_those_there_is_room_for() -> None:
     assert overlaps(fig) == []
 
 
-def test_layers_that_are_not_neighbours_keep_their_numbers() -> None:
+def test_layers_that_are_not_neighbors_keep_their_numbers() -> None:
     fig, ax = figure()
     charts.lines(ax, [1, 7, 15], {"mean": [1, 2, 3]}, xlabel="layer", ylabel="entropy (nats)")
     fig.draw_without_rendering()
@@ -253,7 +253,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert any(r"model $\alpha$ & <i>co</i>" in text for text in written)
 
 
-def test_domains_are_ordered_by_group_and_coloured_by_it() -> None:
+def test_domains_are_ordered_by_group_and_colored_by_it() -> None:
     domains = ["python", "odd", "novels", "russian", "drama", "strange"]
     groups = GROUPS | {"strange": "a new group"}
     order = charts.domain_order(domains, groups)
@@ -262,16 +262,16 @@ def test_domains_are_ordered_by_group_and_coloured_by_it() -> None:
     fig, ax = figure("column", 3.0)
     charts.bars(ax, domains, range(6), xlabel="x", groups=groups)
     fig.draw_without_rendering()
-    colours = {text.get_text(): text.get_color() for text in ax.get_yticklabels()}
-    assert colours["novels"] == colours["drama"] != colours["python"]
-    assert colours["odd"] == style.INK
+    colors = {text.get_text(): text.get_color() for text in ax.get_yticklabels()}
+    assert colors["novels"] == colors["drama"] != colors["python"]
+    assert colors["odd"] == style.INK
 
 
-def test_depth_colours_run_from_pale_to_dark() -> None:
-    colours = [matplotlib.colors.to_rgb(colour) for colour in charts.depth_colours([3, 5, 9, 30]).values()]
-    lightness = [sum(colour) for colour in colours]
+def test_depth_colors_run_from_pale_to_dark() -> None:
+    colors = [matplotlib.colors.to_rgb(color) for color in charts.depth_colors([3, 5, 9, 30]).values()]
+    lightness = [sum(color) for color in colors]
     assert lightness == sorted(lightness, reverse=True)
-    assert len(set(colours)) == 4
+    assert len(set(colors)) == 4
 
 
 def test_powers_of_ten_are_written_in_plain_characters() -> None:

@@ -1,4 +1,4 @@
-"""Sizes, colours, small print, and that a reader's own matplotlib settings stay as they were."""
+"""Sizes, colors, small print, and that a reader's own matplotlib settings stay as they were."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moescope.figures import caption, charts, figure, style, styled
 from tests.figures.drawing import context, texts_of
 
 # Machado, Oliveira, Fernandes 2009, severity 1.0, on linear RGB
-COLOUR_BLINDNESS = {
+COLOR_BLINDNESS = {
     "none": np.eye(3),
     "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
@@ -24,8 +24,8 @@ COLOUR_BLINDNESS = {
 TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
 
-def linear(colour: object) -> np.ndarray:
-    rgb = np.array(to_rgb(colour))
+def linear(color: object) -> np.ndarray:
+    rgb = np.array(to_rgb(color))
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
@@ -36,23 +36,23 @@ def lab(rgb: np.ndarray) -> np.ndarray:
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("kind", COLOUR_BLINDNESS)
+@pytest.mark.parametrize("kind", COLOR_BLINDNESS)
 def test_groups_are_told_apart_with_any_eyes(kind: str) -> None:
-    seen = [lab(np.array(COLOUR_BLINDNESS[kind]) @ linear(colour)) for colour in style.COLOURS]
+    seen = [lab(np.array(COLOR_BLINDNESS[kind]) @ linear(color)) for color in style.COLORS]
     nearest = min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(seen, 2))
     assert nearest > 12  # 2.3 is just noticeable side by side
 
 
-def test_text_in_any_group_colour_is_readable_on_white() -> None:
-    for colour in (*style.COLOURS, style.NEUTRAL):
-        luminance = float(TO_XYZ[1] @ linear(style.ink(colour)))
+def test_text_in_any_group_color_is_readable_on_white() -> None:
+    for color in (*style.COLORS, style.NEUTRAL):
+        luminance = float(TO_XYZ[1] @ linear(style.ink(color)))
         assert 1.05 / (luminance + 0.05) >= 4.5
     assert style.ink("#000000") == "#000000"
 
 
 @pytest.mark.parametrize("name", [style.SEQUENTIAL, style.DIVERGING])
-def test_colour_maps_survive_grey_print(name: str) -> None:
-    lightness = np.array([lab(linear(colour))[0] for colour in matplotlib.colormaps[name](np.linspace(0, 1, 64))])
+def test_color_maps_survive_gray_print(name: str) -> None:
+    lightness = np.array([lab(linear(color))[0] for color in matplotlib.colormaps[name](np.linspace(0, 1, 64))])
     if name == style.SEQUENTIAL:
         assert (np.diff(lightness) < 0).all()
     else:
@@ -118,16 +118,16 @@ def test_a_name_without_spaces_longer_than_the_line_is_broken() -> None:
     assert max(box.x1 for _, box in texts_of(fig)) <= fig.bbox.x1
 
 
-def test_groups_have_their_colours_and_a_ninth_is_neutral() -> None:
-    colours = style.group_colours({f"d{number}": f"g{number}" for number in range(10)})
-    assert len(set(list(colours.values())[:8])) == 8
-    assert list(colours.values())[8:] == [style.NEUTRAL] * 2
-    assert style.group_colours({"a": "code", "b": "prose"}) == {
-        "prose": style.GROUP_COLOURS["prose"],
-        "code": style.GROUP_COLOURS["code"],
+def test_groups_have_their_colors_and_a_ninth_is_neutral() -> None:
+    colors = style.group_colors({f"d{number}": f"g{number}" for number in range(10)})
+    assert len(set(list(colors.values())[:8])) == 8
+    assert list(colors.values())[8:] == [style.NEUTRAL] * 2
+    assert style.group_colors({"a": "code", "b": "prose"}) == {
+        "prose": style.GROUP_COLORS["prose"],
+        "code": style.GROUP_COLORS["code"],
     }
-    mixed = style.group_colours({"a": "novel", "b": "code"})
-    assert mixed["code"] == style.GROUP_COLOURS["code"] != mixed["novel"]
+    mixed = style.group_colors({"a": "novel", "b": "code"})
+    assert mixed["code"] == style.GROUP_COLORS["code"] != mixed["novel"]
 
 
 def test_every_row_of_a_tall_figure_has_room() -> None:

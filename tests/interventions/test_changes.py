@@ -36,11 +36,8 @@ def block(model: MoEModel, ids_BS: Tensor, changes: list[Change]) -> tuple[Tenso
     handle = model.blocks[0].mlp.register_forward_hook(
         lambda module, inputs, output: caught.append((inputs[0].flatten(0, 1), output.flatten(0, 1)))
     )
-    try:
-        with intervening(model, changes):
-            model.hf(input_ids=ids_BS)
-    finally:
-        handle.remove()
+    with handle, intervening(model, changes):
+        model.hf(input_ids=ids_BS)
     return caught[0]
 
 
@@ -53,7 +50,7 @@ def expert_output(model: MoEModel, expert: int, x_M: Tensor) -> Tensor:
 
 def plain_weights(model: MoEModel, x_M: Tensor, position: int, changes: list[Change]) -> dict[int, float]:
     """What METRICS says, in plain Python: expert -> applied weight of one token."""
-    here = [change for change in changes if change.places is None or position in change.places]
+    here = [change for change in changes if change.indices is None or position in change.indices]
     router_EM = model.expert_weights(0).router_EM
     assert router_EM is not None
     logits = (router_EM @ x_M).tolist()
@@ -76,7 +73,7 @@ def plain_weights(model: MoEModel, x_M: Tensor, position: int, changes: list[Cha
             weights[change.expert] = change.value
         elif isinstance(change, Scale | Ablate) and change.expert in weights:
             weights[change.expert] *= change.factor if isinstance(change, Scale) else 0.0
-    if any(change.renormalise for change in here) and sum(weights.values()) != 0:
+    if any(change.renormalize for change in here) and sum(weights.values()) != 0:
         ratio = former / sum(weights.values())
         weights = {expert: ratio * weight for expert, weight in weights.items()}
     return weights
@@ -88,7 +85,7 @@ def random_changes(seed: int) -> list[Change]:
     for expert in draw.sample(range(NUM_EXPERTS), draw.randint(1, 4)):
         more = {
             "positions": draw.choice([None, draw.randrange(LENGTH), draw.sample(range(LENGTH), 4)]),
-            "renormalise": draw.random() < 0.3,
+            "renormalize": draw.random() < 0.3,
         }
         changes.append(
             draw.choice(
@@ -149,7 +146,7 @@ def test_only_the_positions_asked_for_are_changed(model: MoEModel, ids_BS: Tenso
 
 
 def test_setting_keeps_what_else_is_set(model: MoEModel, ids_BS: Tensor) -> None:
-    """With as many experts set as a token has places, exactly those are left; with one more, it is refused."""
+    """With as many experts set as a token has slots, exactly those are left; with one more, it is refused."""
     inputs_NM, outputs_NM = block(model, ids_BS, [Set(0, expert, 0.001 * expert) for expert in range(NUM_SELECTED)])
     expected_NM = torch.stack(
         [sum(0.001 * e * expert_output(model, e, x_M) for e in range(NUM_SELECTED)) for x_M in inputs_NM]
@@ -170,13 +167,13 @@ def test_order_matters_only_for_changes_of_one_expert(model: MoEModel, ids_BS: T
 
 
 def test_a_sum_of_zero_is_left_alone(model: MoEModel, ids_BS: Tensor) -> None:
-    _, outputs_NM = block(model, ids_BS, [Ablate(0, e, renormalise=True) for e in range(NUM_EXPERTS)])
+    _, outputs_NM = block(model, ids_BS, [Ablate(0, e, renormalize=True) for e in range(NUM_EXPERTS)])
     assert bool((outputs_NM == 0).all())
 
 
 def test_gradients_pass(model: MoEModel, ids_BS: Tensor) -> None:
     """Through every kind of change that keeps weights: the model's own parameters get gradients."""
-    with intervening(model, [Scale(0, 1, 0.5, renormalise=True), Set(0, 2, 0.1), Replace(0, 3)]):
+    with intervening(model, [Scale(0, 1, 0.5, renormalize=True), Set(0, 2, 0.1), Replace(0, 3)]):
         model.hf(input_ids=ids_BS).logits.sum().backward()
     gradient = model.seams[0].router.weight.grad
     assert gradient is not None
@@ -187,8 +184,8 @@ def test_gradients_pass(model: MoEModel, ids_BS: Tensor) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Scale(0, 1, float("nan")), "factor of nan"),
-        (lambda: Set(0, 1, float("inf")), "value of inf"),
+        (lambda: Scale(0, 1, float("nan")), "`factor=nan`"),
+        (lambda: Set(0, 1, float("inf")), "`value=inf`"),
         (lambda: Ablate(0, 1, positions=[]), "no position"),
     ],
 )
@@ -203,7 +200,7 @@ def test_what_the_model_has_not_is_refused(model: MoEModel) -> None:
         ([Ablate(0, 12)], "no expert 12"),
         ([Ablate(0, -1)], "no expert -1"),
         ([Replace(0, expert) for expert in range(9)], "9 of 12 experts are replaced"),
-        (["ablate"], "is no change"),
+        (["ablate"], "is not a change"),
     ):
         with pytest.raises(UsageError, match=said), intervening(model, changes):
             pass

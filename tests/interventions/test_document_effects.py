@@ -1,4 +1,4 @@
-"""The atlas on the embedded model: exact effects against full passes, and means with intervals."""
+"""Effects by document on the embedded model: exact ones against full passes, and means with intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import torch
 from moescope.corpora import Sampler, load_corpus
 from moescope.interventions import Ablate, intervening
 from moescope.interventions.ablation import Ablation
-from moescope.interventions.atlas import Documents, batches_of, domain_means, measure_ablations, measure_first_order
+from moescope.interventions.document_effects import (
+    Documents,
+    batches_of,
+    domain_means,
+    measure_ablations,
+    measure_first_order,
+)
 from moescope.models import load_model
 from moescope.statistics.samples.texts import SampledDocument, TextSample
 from tests.families import build, save, tokenizer

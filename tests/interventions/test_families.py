@@ -45,7 +45,7 @@ def routed(model: MoEModel, layers: list[int] | None = None) -> list[Routing]:
 def test_a_null_intervention_changes_no_bit(model: MoEModel, ids_BS: Tensor) -> None:
     plain = model.hf(input_ids=ids_BS).logits
     every = [(layer, expert) for layer in model.layers for expert in range(model.num_experts)]
-    for more in ({}, {"renormalise": True}, {"positions": [0, 3, -1]}):
+    for more in ({}, {"renormalize": True}, {"positions": [0, 3, -1]}):
         with intervening(model, [Scale(layer, expert, 1.0, **more) for layer, expert in every]):
             assert torch.equal(model.hf(input_ids=ids_BS).logits, plain)
     alone_1S, tokens, keep_T = padded_batch([11])
@@ -66,7 +66,7 @@ def test_a_null_intervention_changes_no_bit_in_bfloat16(tmp_path, ids_BS: Tensor
     assert model.dtype == torch.bfloat16
     with torch.no_grad():
         plain = model.hf(input_ids=ids_BS).logits
-        with intervening(model, [Scale(1, expert, 1.0, renormalise=True) for expert in range(4)]):
+        with intervening(model, [Scale(1, expert, 1.0, renormalize=True) for expert in range(4)]):
             assert torch.equal(model.hf(input_ids=ids_BS).logits, plain)
 
 
@@ -150,7 +150,7 @@ def test_what_is_applied_is_what_records_show(model: MoEModel) -> None:
     # Who did not choose it gives up the last rank, and only that.
     kept = torch.where(after.expert_ids_TK == expert, -1, after.expert_ids_TK)[~chose_T].sort(1).values[:, 1:]
     assert torch.equal(kept, before.expert_ids_TK[~chose_T, :-1].sort(1).values)
-    with intervening(model, [Scale(layer, expert, 3.0, renormalise=True)]):
+    with intervening(model, [Scale(layer, expert, 3.0, renormalize=True)]):
         after = routed(model, [layer])[0]
     assert torch.allclose(after.weights_TK.sum(1), before.weights_TK.sum(1), rtol=1e-5)
     with intervening(model, [Replace(layer, expert, positions=[1])]):

@@ -12,7 +12,7 @@ import moescope
 from moescope.errors import ModelError
 from moescope.interventions import Ablate, Replace, Scale, Set, intervening
 from moescope.models import MoEModel, load_model
-from moescope.models.seam import ExpertCall, transformed
+from moescope.models.seam import ExpertCall, hooked, transformed
 from tests.families import build, padded_batch, save
 
 
@@ -45,7 +45,7 @@ def logits(model: MoEModel, ids_BS: Tensor, **options) -> Tensor:
 def test_nested_contexts_do_what_one_with_all_the_changes_does(model: MoEModel) -> None:
     ids_BS = prompt(9)
     outer = [Scale(1, 3, 0.5), Set(2, 5, 0.4, positions=[-2, 1]), Replace(3, 0, positions=2)]
-    inner = [Replace(1, 4), Scale(1, 3, 3.0), Set(2, 6, 0.1), Ablate(3, 2, renormalise=True)]
+    inner = [Replace(1, 4), Scale(1, 3, 3.0), Set(2, 6, 0.1), Ablate(3, 2, renormalize=True)]
     with intervening(model, [*outer, *inner]):
         together = logits(model, ids_BS)
     with intervening(model, outer):
@@ -59,14 +59,11 @@ def test_nested_contexts_do_what_one_with_all_the_changes_does(model: MoEModel) 
 
 
 def logits_without(model: MoEModel, ids_BS: Tensor) -> Tensor:
-    """With every seam emptied by hand."""
-    kept = {layer: seam.transforms for layer, seam in model.seams.items()}
-    for seam in model.seams.values():
-        seam.transforms = ()
-    out = logits(model, ids_BS)
-    for layer, seam in model.seams.items():
-        seam.transforms = kept[layer]
-    return out
+    """With no transform in any seam."""
+    with hooked(model.seams, logits=False):
+        for seam in model.seams.values():
+            seam.transforms = ()
+        return logits(model, ids_BS)
 
 
 def test_everything_is_restored_also_after_an_exception(model: MoEModel) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,13 +102,11 @@ def test_blocks_below_compute_nothing(models) -> None:
     model, batch = models("olmoe"), batch_of(LENGTHS)
     kept = keep(model, batch, [2])
     ran: list[int] = []
-    handles = [
-        block.self_attn.register_forward_hook(lambda module, inputs, output, index=index: ran.append(index))
-        for index, block in enumerate(model.blocks)
-    ]
-    run_again(model, 2, kept.input_ids_BS, kept.inputs[2], kept.outputs[2])
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as stack:
+        for index, block in enumerate(model.blocks):
+            hook = partial(lambda index, *_: ran.append(index), index)
+            stack.enter_context(block.self_attn.register_forward_hook(hook))
+        run_again(model, 2, kept.input_ids_BS, kept.inputs[2], kept.outputs[2])
     assert ran == [2, 3]
 
 

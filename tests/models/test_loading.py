@@ -186,7 +186,7 @@ def test_a_model_that_is_no_language_model(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
-def test_quantised_experts_are_expanded(tmp_path: Path) -> None:
+def test_quantized_experts_are_expanded(tmp_path: Path) -> None:
     """MXFP4 as gpt-oss ships it: 4-bit floats in blocks of 32 that share a power of two, two in a byte."""
     folder = save(build("gpt_oss", hidden_size=64, intermediate_size=32, head_dim=16), tmp_path)
     weights = load_file(folder / "model.safetensors")
@@ -212,7 +212,7 @@ def test_quantised_experts_are_expanded(tmp_path: Path) -> None:
         assert torch.equal(ours.up_EFM, expanded["model.layers.1.mlp.experts.gate_up_proj"][:, 1::2])
     for other in ({"quant_method": "gptq", "bits": 4}, {"quant_method": "no-such-method"}):
         declare(folder, other)
-        with pytest.raises(ModelError, match=r"are quantised \(.*\)[\s\S]*a checkpoint of the same model that is not"):
+        with pytest.raises(ModelError, match=r"are quantized \(.*\)[\s\S]*a checkpoint of the same model that is not"):
             load_model(str(folder))
 
 

@@ -27,19 +27,19 @@ class Declares(nn.Module):
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("renormalises", [False, True])
+@pytest.mark.parametrize("renormalizes", [False, True])
 @pytest.mark.parametrize("scaling", [1.0, 2.5])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("grouped", [None, "max", "top2"])
 def test_every_rule_is_found(
-    scoring: str, renormalises: bool, scaling: float, biased: bool, grouped: str | None
+    scoring: str, renormalizes: bool, scaling: float, biased: bool, grouped: str | None
 ) -> None:
     logits_NE = logits()
     bias_E = 0.3 * torch.randn(NUM_EXPERTS, generator=torch.Generator().manual_seed(1)) if biased else None
     made = RouterRule(
         scoring,
         NUM_SELECTED,
-        renormalises,
+        renormalizes,
         scaling,
         bias_E=bias_E,
         num_groups=4 if grouped else 1,
@@ -55,7 +55,7 @@ def test_every_rule_is_found(
     fit = find_rule(logits_NE, ids_NK, weights_NK, Declares(bias_E, **declared), nn.Module())
     assert fit.weight_error < 1e-5
     assert fit.selection_error == 0
-    assert (fit.rule.scoring, fit.rule.renormalises) == (scoring, renormalises)
+    assert (fit.rule.scoring, fit.rule.renormalizes) == (scoring, renormalizes)
     assert fit.rule.scaling == pytest.approx(scaling, rel=1e-5)
     assert (fit.rule.bias_E is not None) == biased
     assert fit.rule.num_groups == (4 if grouped else 1)
@@ -64,7 +64,7 @@ def test_every_rule_is_found(
     facts = fit.rule.facts()
     assert facts.bias_corrected == biased
     assert ("correction bias" in facts.rule) == biased
-    assert ("divided by their sum" in facts.rule) == renormalises
+    assert ("divided by their sum" in facts.rule) == renormalizes
 
 
 def test_a_scaling_factor_that_nothing_declares_is_measured() -> None:

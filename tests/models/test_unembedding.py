@@ -51,12 +51,12 @@ def test_norms_of_both_kinds_and_gains_stored_less_one() -> None:
     torch.testing.assert_close(
         through_norm(OneMore(), directions), directions * (1 + OneMore().weight), rtol=1e-4, atol=1e-5
     )
-    centring = nn.LayerNorm(8)
+    centering = nn.LayerNorm(8)
     with torch.no_grad():
-        centring.weight.copy_(torch.linspace(0.5, 2, 8))
-        centring.bias.copy_(torch.linspace(-9, 9, 8))
-    centred = directions - directions.mean(1, keepdim=True)
-    torch.testing.assert_close(through_norm(centring, directions), centred * centring.weight, rtol=1e-4, atol=1e-5)
+        centering.weight.copy_(torch.linspace(0.5, 2, 8))
+        centering.bias.copy_(torch.linspace(-9, 9, 8))
+    centered = directions - directions.mean(1, keepdim=True)
+    torch.testing.assert_close(through_norm(centering, directions), centered * centering.weight, rtol=1e-4, atol=1e-5)
     assert torch.equal(through_norm(None, directions), directions)
 
 

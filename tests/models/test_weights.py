@@ -56,9 +56,9 @@ def test_expert_and_router_rebuilt(family: str, tmp_path: Path) -> None:
         # A bias of the router's is the same for all tokens: it leaves logits less their mean alone.
         assert routing.logits_TE is not None
         logits = inputs @ weights.router_EM.double().T
-        centred = [values - values.mean(0) for values in (logits, routing.logits_TE.double())]
-        scale = (centred[0] * centred[1]).sum() / centred[0].square().sum()
-        torch.testing.assert_close(centred[1], scale * centred[0], rtol=1e-4, atol=1e-4)
+        centered = [values - values.mean(0) for values in (logits, routing.logits_TE.double())]
+        scale = (centered[0] * centered[1]).sum() / centered[0].square().sum()
+        torch.testing.assert_close(centered[1], scale * centered[0], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from moescope.results.reading import Results
 from moescope.results import DomainSample, Manifest, ResultsFolder
+from moescope.results.reading import Results
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -40,7 +40,8 @@ def manifest(**changes: Any) -> Manifest:
         "num_experts_per_token": 2,
         "analyses": ["entropy", "usage"],
         "options": {"num_tokens": 1200, "batch_tokens": 8192, "predictions": False},
-        "wall_seconds": 2.5,
+        "pass_seconds": 2.0,
+        "total_seconds": 2.5,
         "peak_memory_bytes": 600_000_000,
     }
     return Manifest(**(facts | changes))

@@ -4,10 +4,10 @@ import math
 
 import pandas as pd
 import pytest
-
 from moescope.report.cause_findings import ceiling
 from moescope.report.findings import find
 from moescope.report.words import caption, definitions
+
 from tests.report.folders import results
 from tests.report.tables import NAN
 

@@ -5,12 +5,12 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from moescope.report.words import caption, known
 
 from moescope.errors import ResultsError
-from moescope.results.reading import Results
 from moescope.report.page import PAGE, render, spark, write
-from moescope.report.words import caption, known
 from moescope.results import DomainSample
+from moescope.results.reading import Results
 from tests.report import tables
 from tests.report.folders import write as write_folder
 
@@ -74,7 +74,7 @@ def test_every_element_is_closed(page):
 def test_it_leads_with_what_and_what_was_found(page):
     assert page.all("title")
     assert "What 8 experts of toy do on 2 kinds of text" in page.text
-    finding = "The most specialised expert is expert 3 of layer 7, for verse"
+    finding = "The most specialized expert is expert 3 of layer 7, for verse"
     assert 0 < page.text.index(finding) < page.text.index("What the numbers mean")
     assert "91.2 % of the tokens of verse (95 % interval 87.1 to 94.4 %)".replace(
         " %", "\N{NO-BREAK SPACE}%"
@@ -156,7 +156,7 @@ def test_parts_that_were_not_run_leave_no_hole(tmp_path):
     folder = write_folder(tmp_path / "out", {"router_entropy": tables.entropy()}, analyses=["entropy"])
     page = Page(render(folder))
     assert page.open == []
-    assert "specialised" not in page.text
+    assert "specialized" not in page.text
     assert "The router is least sure at layer 1" in page.text
 
 

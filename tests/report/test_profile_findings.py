@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from moescope.report.findings import find
 
 from moescope.report import words
-from moescope.report.findings import find
 from tests.report.folders import results
 
 

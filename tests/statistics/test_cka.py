@@ -1,4 +1,4 @@
-"""HSIC and CKA against float64 NumPy written from the formulas, with whole Gram matrices and explicit centring."""
+"""HSIC and CKA against float64 NumPy written from the formulas, with whole Gram matrices and explicit centering."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Kornblith et al. 2019, on column-centred matrices."""
+    """Kornblith et al. 2019, on column-centered matrices."""
     x, y = x - x.mean(0), y - y.mean(0)
     return np.linalg.norm(x.T @ y) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
 
 def deconfounded_cka(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
-    """Regresses one U-centred Gram matrix out of two others entry by entry, least squares; then their cosine."""
+    """Regresses one U-centered Gram matrix out of two others entry by entry, least squares; then their cosine."""
     n = len(x)
 
-    def centred(values: np.ndarray) -> np.ndarray:
+    def centered(values: np.ndarray) -> np.ndarray:
         k = values @ values.T
         np.fill_diagonal(k, 0)
         rows = k.sum(1) / (n - 2)
@@ -53,7 +53,7 @@ def deconfounded_cka(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
         np.fill_diagonal(k, 0)
         return k.ravel()
 
-    a, b, c = centred(x), centred(y), centred(z)
+    a, b, c = centered(x), centered(y), centered(z)
     a, b = (v - c * np.linalg.lstsq(c[:, None], v, rcond=None)[0][0] for v in (a, b))
     return a @ b / np.sqrt((a @ a) * (b @ b))
 

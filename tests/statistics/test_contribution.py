@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from moescope.errors import UsageError
-from moescope.statistics.contribution import ExpertContribution
 from moescope.measures.resampling import groups
+from moescope.statistics.contribution import ExpertContribution
 from tests.records import random_batch, random_outputs, random_routings
 
 DOMAINS = ["alpha", "beta", "gamma"]

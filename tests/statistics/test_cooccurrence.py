@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescope.errors import UsageError
-from moescope.statistics.cooccurrence import ExpertCooccurrence
 from moescope.measures.independence import pair_probabilities
+from moescope.statistics.cooccurrence import ExpertCooccurrence
 from tests.records import random_batch, random_routings
 
 LAYERS = [1, 4, 5]

@@ -11,15 +11,15 @@ def plain(outputs: np.ndarray) -> np.ndarray:
     return np.einsum("int,jnt->ij", unit, unit) / outputs.shape[1]
 
 
-def test_mean_cosine_centred_and_without_each_group() -> None:
+def test_mean_cosine_centered_and_without_each_group() -> None:
     outputs = np.random.default_rng(0).normal(size=(4, 50, 7)) + np.arange(4)[:, None, None]
     given = torch.from_numpy(outputs).float()
     bounds = [(0, 11), (11, 11), (11, 50)]
-    for centre in (None, given.mean(1, keepdim=True)):
+    for center in (None, given.mean(1, keepdim=True)):
         sums = CosineSums(4, 3)
-        sums.add(given, bounds, centre, at_a_time=9)
+        sums.add(given, bounds, center, at_a_time=9)
         whole, without = sums.finish()
-        expected = outputs if centre is None else outputs - outputs.mean(1, keepdims=True)
+        expected = outputs if center is None else outputs - outputs.mean(1, keepdims=True)
         np.testing.assert_allclose(whole, plain(expected), atol=1e-6)
         for group, (start, end) in enumerate(bounds):
             kept = np.delete(expected, np.arange(start, end), axis=1)

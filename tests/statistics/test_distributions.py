@@ -12,7 +12,7 @@ from tests.records import random_batch, random_routings
 
 ROUTERS = {
     "olmoe": {"num_experts": 16, "num_experts_per_token": 4},
-    "mixtral": {"num_experts": 8, "num_experts_per_token": 2, "renormalise": True},
+    "mixtral": {"num_experts": 8, "num_experts_per_token": 2, "renormalize": True},
     "deepseek": {"num_experts": 12, "num_experts_per_token": 3, "scoring": "sigmoid", "corrected": True},
     "top1": {"num_experts": 8, "num_experts_per_token": 1},
 }
@@ -58,7 +58,7 @@ def test_moments_quantiles_ranks_and_histograms(router: str) -> None:
     assert np.abs(linear[1:-1] - expected).max() <= 2
 
 
-def test_a_single_expert_per_token_has_all_the_renormalised_probability() -> None:
+def test_a_single_expert_per_token_has_all_the_renormalized_probability() -> None:
     record = random_routings(random_batch(5), 5, layers=[0], num_experts=8, num_experts_per_token=1)[0]
     statistic = RoutingDistributions(layers=[0], num_experts=8, num_experts_per_token=1)
     statistic.update(record)

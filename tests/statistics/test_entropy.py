@@ -23,7 +23,7 @@ from tests.records import random_batch, random_routings
 DOMAINS = ["alpha", "beta", "gamma"]
 ROUTERS: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 16, "num_experts_per_token": 4},
-    "mixtral": {"num_experts": 8, "num_experts_per_token": 2, "renormalise": True},
+    "mixtral": {"num_experts": 8, "num_experts_per_token": 2, "renormalize": True},
     "deepseek": {"num_experts": 12, "num_experts_per_token": 3, "scoring": "sigmoid", "corrected": True},
     "sigmoid": {"num_experts": 8, "num_experts_per_token": 2, "scoring": "sigmoid"},
     "biased": {"num_experts": 8, "num_experts_per_token": 2, "corrected": True},
@@ -155,7 +155,7 @@ def test_histograms_hold_every_token_and_lie_where_the_values_are() -> None:
         assert np.abs(cumulative - exact).max() <= 2, name
 
 
-def test_normalised_measures_are_shares_of_the_most_there_could_be() -> None:
+def test_normalized_measures_are_shares_of_the_most_there_could_be() -> None:
     record = random_routings(random_batch(6), 6, layers=[0], num_experts=16, num_experts_per_token=4)[0]
     table = fed(record).compute()
     for part in ("mean", "std", "quantile"):

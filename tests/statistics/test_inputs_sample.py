@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moescope.statistics.samples.inputs import LayerInputs
 from moescope.measures.resampling import sample_hashes
+from moescope.statistics.samples.inputs import LayerInputs
 from moescope.statistics.shared_tokens import SharedTokens
 from tests.records import random_batch, random_outputs, random_routings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moescope.statistics.margins import SelectionMargins
 from moescope.measures.resampling import halves, sample_hashes
+from moescope.statistics.margins import SelectionMargins
 from moescope.statistics.samples.tokens import TokenSample
 from tests.records import random_batch, random_routings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from moescope.statistics.samples.outputs import OutputSample
 from moescope.measures.resampling import sample_hashes
+from moescope.statistics.samples.outputs import OutputSample
 from tests.records import random_batch, random_outputs, random_routings
 
 SAMPLES = 9

@@ -146,7 +146,7 @@ def test_intervals_are_percentiles_over_weighted_documents(table, documents, pre
         np.testing.assert_allclose(at[f"{prefix}selection_frequency_ci_high"], expected_E, rtol=1e-12)
 
 
-def test_nulls_are_of_relabelled_documents(table, documents):
+def test_nulls_are_of_relabeled_documents(table, documents):
     for layer in LAYERS:
         hashes_B = np.array([entry[0] for entry in documents[layer]])
         labels_BR = resampling.null_labels(hashes_B, 200, [1, 1, 1], seed=4)

@@ -16,7 +16,7 @@ from training.data import Sampler, Tokens, Windows
 from training.engines import KernelEngine, StockEngine
 from training.evaluate import windows_of
 from training.export import save_model
-from training.model import Batch, FastModel, initialise, make_config, parameter_shapes, views
+from training.model import Batch, FastModel, initialize, make_config, parameter_shapes, views
 from training.train import Budget, Recipe, Training, run
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="needs g++ and AVX-512 BF16")
@@ -34,7 +34,7 @@ def config():
 @pytest.fixture
 def flat(config):
     torch.manual_seed(0)
-    parameters = initialise(config, seed=1)
+    parameters = initialize(config, seed=1)
     return parameters + 0.05 * torch.randn_like(parameters)  # so that norms' weights differ from 1
 
 

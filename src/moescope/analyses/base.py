@@ -96,7 +96,7 @@ class Analysis(ABC):
 
     @abstractmethod
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """Labelled numbers, with `units` and `definition` in each variable's attrs; from what it is given alone."""
+        """Labeled numbers, with `units` and `definition` in each variable's attrs; from what it is given alone."""
 
     @abstractmethod
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:

@@ -22,7 +22,9 @@ def _words(package: str) -> dict[str, Any]:
 def _captions() -> dict[str, str]:
     """The captions of all figures."""
     return {
-        name: caption for entry in registry.ENTRIES for name, caption in _words(entry.package).get("captions", {}).items()
+        name: caption
+        for entry in registry.ENTRIES
+        for name, caption in _words(entry.package).get("captions", {}).items()
     }
 
 

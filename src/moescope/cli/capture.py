@@ -161,8 +161,8 @@ def print_summary(path: Path) -> None:
     from rich.text import Text
 
     from moescope.analyses.finding import find
-    from moescope.results.reading import Results
     from moescope.report.keynumbers import per_layer
+    from moescope.results.reading import Results
 
     results = Results.read(path)
     numbers = per_layer(results)

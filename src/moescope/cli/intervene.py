@@ -59,8 +59,8 @@ def intervene(
     and every later token.
 
     **Control**: the same change of random experts of the same layer that are selected about as often, in 4,000 tokens
-    of the embedded corpus: median and 5 to 95 % of them. Scaling has no effect on experts that no changed token selects,
-    which are most of them; the token's other selected experts are then a second control.
+    of the embedded corpus: median and 5 to 95 % of them. Scaling has no effect on experts that no changed token
+    selects, which are most of them; the token's other selected experts are then a second control.
 
     Args:
         prompt: Text to read.

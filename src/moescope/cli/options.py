@@ -69,7 +69,8 @@ class ModelOptions(ModelChoice):
     """Which model, and how much of it."""
 
     layers: Annotated[
-        list[int] | None, Parameter(name=["--layers", "--layer", "-l"], consume_multiple=(1, None), negative="", group=MODEL)
+        list[int] | None,
+        Parameter(name=["--layers", "--layer", "-l"], consume_multiple=(1, None), negative="", group=MODEL),
     ] = None
     """MoE layers to look at, numbered from 0 as the checkpoint's decoder blocks, as in --layers 1 7 15. Only these and
     what lies before them are loaded and run. Default: all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, field, fields, make_dataclass
 from inspect import Parameter as Argument
 from inspect import Signature

@@ -88,9 +88,7 @@ def interv() -> int:
     """Entry point of `interv.py`: effects of scaling or ablating experts on a prompt's next tokens."""
     from moescope.cli.intervene import intervene
 
-    app = new_app(
-        "interv.py", "Effects of scaling or ablating experts on a prompt. The same as `moescope intervene`."
-    )
+    app = new_app("interv.py", "Effects of scaling or ablating experts on a prompt. The same as `moescope intervene`.")
     app.default(intervene)
     return launch(app)
 

@@ -31,7 +31,7 @@ MAX_SHARE = 30
 # Longest row where no one asks for another: attention's cost grows with the square of it.
 DEFAULT_SEQUENCE_LENGTH = 4096
 
-# Documents tokenised at a time, and batches' worth of rows among which rows of like length are sought.
+# Documents tokenized at a time, and batches' worth of rows among which rows of like length are sought.
 CHUNK_DOCUMENTS = 64
 LOOK_AHEAD_BATCHES = 16
 

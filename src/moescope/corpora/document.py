@@ -8,7 +8,7 @@ from dataclasses import dataclass
 MAX_CHARACTERS = 2**18
 """Of a longer document only this many characters from its beginning are read.
 
-A window's position in its document is a number of tokens, so everything before the window must be tokenised: a bound on
+A window's position in its document is a number of tokens, so everything before the window must be tokenized: a bound on
 the text is a bound on that work and on memory. Nearly all documents are far shorter; of a book it is the first quarter.
 """
 

@@ -1,4 +1,4 @@
-"""Style and the few chart forms all figures share: `style` (sizes, colours, small print) and `charts`."""
+"""Style and the few chart forms all figures share: `style` (sizes, colors, small print) and `charts`."""
 
 from moescope.figures import charts, style
 from moescope.figures.style import caption, figure, styled

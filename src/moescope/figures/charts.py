@@ -10,8 +10,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from moescope.figures import style
 from moescope.figures.keys import (
-    colour_labels,
-    depth_colours,
+    color_labels,
+    depth_colors,
     depth_key,
     domain_order,
     group_legend,
@@ -19,7 +19,7 @@ from moescope.figures.keys import (
     legend_above,
 )
 from moescope.figures.style import styled
-from moescope.figures.ticks import axis_inches, cell_labels, colour_scale, integer_ticks, power_of_ten
+from moescope.figures.ticks import axis_inches, cell_labels, color_scale, integer_ticks, power_of_ten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = [
     "band",
     "bars",
-    "colour_labels",
-    "depth_colours",
+    "color_labels",
+    "depth_colors",
     "depth_key",
     "domain_order",
     "group_legend",
@@ -44,7 +44,7 @@ __all__ = [
     "legend_above",
     "lines",
     "log_ticks",
-    "panel_colourbar",
+    "panel_colorbar",
     "small_multiples",
 ]
 
@@ -73,37 +73,37 @@ def heatmap(
     title: str | None = None,
     vmin: float | None = None,
     vmax: float | None = None,
-    centre: float | None = None,
+    center: float | None = None,
     row_gaps: Sequence[int] = (),
     column_gaps: Sequence[int] = (),
     groups: Mapping[str, str] | None = None,
-    colourbar: bool = True,
+    colorbar: bool = True,
 ) -> QuadMesh:
-    """A matrix as coloured cells, row 0 on top; cells without a number are grey.
+    """A matrix as colored cells, row 0 on top; cells without a number are gray.
 
     Args:
         ax: Where to draw.
         matrix: (rows, columns); NaN where there is none.
-        label: Of the colour bar, with its unit.
+        label: Of the color bar, with its unit.
         rows: Label of each row; None: its index. Thinned where there is no room for all.
         columns: Label of each column; None: its index. Words are turned upright.
         xlabel: Name of the horizontal axis.
         ylabel: Name of the vertical axis.
         title: Above the axes.
-        vmin: Value of the palest colour; None: the least.
+        vmin: Value of the palest color; None: the least.
         vmax: Value of the darkest; None: the greatest.
-        centre: A value that is neither high nor low (0, or 1 for a lift): colours diverge from it.
+        center: A value that is neither high nor low (0, or 1 for a lift): colors diverge from it.
         row_gaps: Rows above which a white line separates, e.g. where a group of domains begins.
         column_gaps: The same for columns.
-        groups: Domain -> group: colours the row and column labels that are domains.
-        colourbar: False to draw it yourself (one for several panels): `panel_colourbar`.
+        groups: Domain -> group: colors the row and column labels that are domains.
+        colorbar: False to draw it yourself (one for several panels): `panel_colorbar`.
 
     Returns:
-        The mesh, for a colour bar of one's own.
+        The mesh, for a color bar of one's own.
     """
     values = np.ma.masked_invalid(np.asarray(matrix, dtype=float))
-    norm, colours = colour_scale(values, vmin, vmax, centre)
-    mesh = ax.pcolormesh(values, cmap=colours, norm=norm, rasterized=True)
+    norm, colors = color_scale(values, vmin, vmax, center)
+    mesh = ax.pcolormesh(values, cmap=colors, norm=norm, rasterized=True)
     ax.set_facecolor(style.MISSING)
     ax.set_ylim(values.shape[0], 0)
     ax.set_xlim(0, values.shape[1])
@@ -117,16 +117,16 @@ def heatmap(
     cell_labels(ax, "x", values.shape[1], columns)
     _label(ax, xlabel, ylabel, title)
     if groups:
-        colour_labels(ax, groups, "y")
-        colour_labels(ax, groups, "x")
-    if colourbar:
-        panel_colourbar(mesh, ax, label)
+        color_labels(ax, groups, "y")
+        color_labels(ax, groups, "x")
+    if colorbar:
+        panel_colorbar(mesh, ax, label)
     return mesh
 
 
 @styled
-def panel_colourbar(mesh: QuadMesh, axes: Any, label: str) -> None:
-    """One colour bar, labelled with name and unit, for one or several panels (`axes`: an Axes or an array of them)."""
+def panel_colorbar(mesh: QuadMesh, axes: Any, label: str) -> None:
+    """One color bar, labeled with name and unit, for one or several panels (`axes`: an Axes or an array of them)."""
     first = np.ravel(np.asarray(axes, dtype=object))[0]
     bar = first.figure.colorbar(mesh, ax=axes, fraction=0.06, pad=0.02, aspect=28, label=label)
     bar.outline.set_visible(False)
@@ -145,7 +145,7 @@ def lines(
     ylabel: str | None = None,
     title: str | None = None,
     bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-    colours: Mapping[str, str] | None = None,
+    colors: Mapping[str, str] | None = None,
     baseline: tuple[str, float] | None = None,
     integers: bool = True,
     legend: bool = True,
@@ -162,7 +162,7 @@ def lines(
         ylabel: Name and unit of the values; likewise.
         title: Above the axes.
         bands: Name of a series -> (low, high); the same name may not have two: draw a second band with `band`.
-        colours: Name -> colour; others take the next of `style.COLOURS`.
+        colors: Name -> color; others take the next of `style.COLORS`.
         baseline: (words, value): a dashed horizontal line, such as what chance would give.
         integers: x are whole numbers (layers): ticks only at them.
         legend: Names the series; drawn only where there are two or more, or a baseline.
@@ -171,11 +171,11 @@ def lines(
     """
     x = np.asarray(x, dtype=float)
     for position, (name, values) in enumerate(series.items()):
-        colour = (colours or {}).get(name, style.COLOURS[position % len(style.COLOURS)])
+        color = (colors or {}).get(name, style.COLORS[position % len(style.COLORS)])
         marker = "o" if len(x) <= 40 else ""
-        ax.plot(x, np.asarray(values, dtype=float), marker=marker, color=colour, label=name)
+        ax.plot(x, np.asarray(values, dtype=float), marker=marker, color=color, label=name)
         if bands and name in bands:
-            band(ax, x, *bands[name], colour=colour)
+            band(ax, x, *bands[name], color=color)
     if baseline is not None:
         ax.axhline(baseline[1], color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), label=baseline[0], zorder=1)
     if integers:
@@ -194,13 +194,13 @@ def lines(
 
 
 @styled
-def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, colour: str, label: str | None = None) -> None:
+def band(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, *, color: str, label: str | None = None) -> None:
     """A translucent band from low to high; bands laid over each other darken. A bar where x is a single value."""
     x, low, high = (np.atleast_1d(np.asarray(values, dtype=float)) for values in (x, low, high))
     if len(x) == 1:
-        ax.vlines(x, low, high, color=colour, alpha=0.25, linewidth=6, label=label or "", zorder=1.5)
+        ax.vlines(x, low, high, color=color, alpha=0.25, linewidth=6, label=label or "", zorder=1.5)
     else:
-        ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, label=label, zorder=1.5)
+        ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, label=label, zorder=1.5)
 
 
 @styled
@@ -213,7 +213,7 @@ def histogram(
     ylabel: str | None = None,
     title: str | None = None,
     name: str | None = None,
-    colour: str = style.COLOURS[0],
+    color: str = style.COLORS[0],
     filled: bool = True,
     steps: bool = True,
     log_x: bool = False,
@@ -229,9 +229,9 @@ def histogram(
         ylabel: What the height is; likewise.
         title: Above the axes.
         name: For a legend; call `legend_above` when all are drawn.
-        colour: Of line and filling.
+        color: Of line and filling.
         filled: Whether the area is tinted.
-        steps: False for a thin line through the bins' centres: many histograms in one panel.
+        steps: False for a thin line through the bins' centers: many histograms in one panel.
         log_x: Edges are spaced evenly in log10: a logarithmic axis.
         log_y: Logarithmic heights.
     """
@@ -241,12 +241,12 @@ def histogram(
     if log_y:
         counts = np.maximum(counts, bottom)  # an empty bin lies on the floor of the axis, not at minus infinity
     if filled:
-        ax.stairs(counts, edges, baseline=bottom, fill=True, color=colour, alpha=0.25, linewidth=0)
+        ax.stairs(counts, edges, baseline=bottom, fill=True, color=color, alpha=0.25, linewidth=0)
     if steps:
-        ax.stairs(counts, edges, baseline=bottom, color=colour, linewidth=1.0, label=name)
+        ax.stairs(counts, edges, baseline=bottom, color=color, linewidth=1.0, label=name)
     else:
-        centres = np.sqrt(edges[:-1] * edges[1:]) if log_x else (edges[:-1] + edges[1:]) / 2
-        ax.plot(centres, counts, color=colour, linewidth=0.8, label=name)
+        centers = np.sqrt(edges[:-1] * edges[1:]) if log_x else (edges[:-1] + edges[1:]) / 2
+        ax.plot(centers, counts, color=color, linewidth=0.8, label=name)
     if log_x:
         ax.set_xscale("log")
         log_ticks(ax, "x")
@@ -265,7 +265,7 @@ def bars(
     xlabel: str,
     low: ArrayLike | None = None,
     high: ArrayLike | None = None,
-    colours: str | Sequence[str] = style.COLOURS[0],
+    colors: str | Sequence[str] = style.COLORS[0],
     groups: Mapping[str, str] | None = None,
     baseline: tuple[str, float] | None = None,
     title: str | None = None,
@@ -279,17 +279,17 @@ def bars(
         xlabel: Name and unit of the values.
         low: Lower ends of the intervals; NaN where there is none.
         high: Upper ends.
-        colours: One for all, or one each.
-        groups: Domain -> group: colours bars and labels that are domains (over `colours`).
+        colors: One for all, or one each.
+        groups: Domain -> group: colors bars and labels that are domains (over `colors`).
         baseline: (words, value): a dashed vertical line, such as what chance would give.
         title: Above the axes.
     """
     values = np.asarray(values, dtype=float)
     positions = np.arange(len(values))
-    each = [colours] * len(values) if isinstance(colours, str) else list(colours)
+    each = [colors] * len(values) if isinstance(colors, str) else list(colors)
     if groups:
-        palette = style.group_colours(groups)
-        each = [palette.get(groups.get(name, ""), colour) for name, colour in zip(names, each, strict=True)]
+        palette = style.group_colors(groups)
+        each = [palette.get(groups.get(name, ""), color) for name, color in zip(names, each, strict=True)]
     ax.barh(positions, values, height=0.72, color=each)
     if low is not None and high is not None:
         ax.hlines(
@@ -302,7 +302,7 @@ def bars(
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if groups:
-        colour_labels(ax, groups)
+        color_labels(ax, groups)
     _label(ax, xlabel, None, title)
     if baseline is not None:
         legend_above(ax)

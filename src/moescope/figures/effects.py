@@ -31,7 +31,7 @@ def effects_with_controls(
         control: Legend of the controls.
     """
     fig, ax = style.figure("page", style.height_for(len(frame), 0.15, 1.0))
-    colors = style.group_colours(groups)
+    colors = style.group_colors(groups)
     charts.bars(
         ax,
         names,
@@ -39,7 +39,7 @@ def effects_with_controls(
         xlabel="Δ loss without the expert (10⁻³ nats per token of the domain)",
         low=MILLI * frame["ci_low"].to_numpy(),
         high=MILLI * frame["ci_high"].to_numpy(),
-        colours=[colors.get(groups.get(domain, ""), style.NEUTRAL) for domain in frame["domain"]],
+        colors=[colors.get(groups.get(domain, ""), style.NEUTRAL) for domain in frame["domain"]],
     )
     if frame["control_delta_loss"].notna().any():
         heights = np.arange(len(frame)) + 0.22
@@ -54,5 +54,5 @@ def effects_with_controls(
     ax.axvline(0, color=style.INK, linewidth=0.6)
     ax.grid(axis="x")
     charts.legend_above(ax)
-    charts.colour_labels(ax, groups)
+    charts.color_labels(ax, groups)
     return fig

@@ -38,13 +38,13 @@ def against_independent(
     xlabel: str = "layer",
     legend: bool = True,
 ) -> None:
-    """Lines over layers, each with its value under independent routing dashed in the same colour."""
-    colours = dict(zip(measured, style.COLOURS, strict=False))
+    """Lines over layers, each with its value under independent routing dashed in the same color."""
+    colors = dict(zip(measured, style.COLORS, strict=False))
     for name, values in independent.items():
-        ax.plot(np.asarray(x, float), np.asarray(values, float), color=colours[name], linestyle=DASHES, zorder=1)
+        ax.plot(np.asarray(x, float), np.asarray(values, float), color=colors[name], linestyle=DASHES, zorder=1)
         if np.size(x) == 1:  # a line of one point is none
-            ax.plot(x, values, color=colours[name], marker="_", markersize=8, linestyle="")
-    charts.lines(ax, x, measured, colours=colours, xlabel=xlabel, ylabel=ylabel, title=title, legend=False)
+            ax.plot(x, values, color=colors[name], marker="_", markersize=8, linestyle="")
+    charts.lines(ax, x, measured, colors=colors, xlabel=xlabel, ylabel=ylabel, title=title, legend=False)
     ax.set_ylim(bottom=0)
     if legend:
         ax.plot([], [], color=style.NEUTRAL, linestyle=DASHES, label="independent routing")
@@ -54,7 +54,7 @@ def against_independent(
 @styled
 def shared_legend(fig: Figure, names: Sequence[str]) -> None:
     """One legend above all panels of `against_independent`."""
-    handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in zip(names, style.COLOURS, strict=False)]
+    handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in zip(names, style.COLORS, strict=False)]
     handles.append(Line2D([], [], color=style.NEUTRAL, linestyle=DASHES, label="independent routing"))
     fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
 
@@ -135,21 +135,21 @@ def spread(
     high: ArrayLike,
     *,
     name: str,
-    colour: str,
+    color: str,
     dashed: bool = False,
 ) -> None:
     """A line over layers and a band around it; at a single layer a point and a bar."""
     if np.size(x) == 1:
-        ax.vlines(np.asarray(x) + (0.1 if dashed else 0), low, high, color=colour, alpha=0.4, linewidth=4)
-        ax.plot(np.asarray(x) + (0.1 if dashed else 0), middle, "_" if dashed else "o", color=colour, label=name)
+        ax.vlines(np.asarray(x) + (0.1 if dashed else 0), low, high, color=color, alpha=0.4, linewidth=4)
+        ax.plot(np.asarray(x) + (0.1 if dashed else 0), middle, "_" if dashed else "o", color=color, label=name)
         ax.set_xlim(np.min(x) - 1, np.max(x) + 1)
         ax.set_xticks(np.ravel(x))
         return
-    charts.band(ax, x, low, high, colour=colour)
+    charts.band(ax, x, low, high, color=color)
     if dashed:
-        ax.plot(x, middle, color=colour, linestyle=DASHES, linewidth=1.1, label=name)
+        ax.plot(x, middle, color=color, linestyle=DASHES, linewidth=1.1, label=name)
     else:
-        charts.lines(ax, x, {name: middle}, colours={name: colour}, legend=False)
+        charts.lines(ax, x, {name: middle}, colors={name: color}, legend=False)
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -171,22 +171,22 @@ def matrix_panels(
     ylabel: str,
     vmin: float,
     vmax: float,
-    centre: float | None = None,
+    center: float | None = None,
     note: str = "",
 ) -> Figure:
-    """A heat map per layer, all on one colour scale, square cells.
+    """A heat map per layer, all on one color scale, square cells.
 
     Args:
-        matrices: (E, E) each, in the order to show them in; NaN is grey.
+        matrices: (E, E) each, in the order to show them in; NaN is gray.
         titles: One each.
         about: Model, tokens and corpus, for the line below.
-        label: Of the colour bar.
+        label: Of the color bar.
         labels: For each matrix the experts that its rows are, and those that its columns are.
         xlabel: What columns are.
         ylabel: What rows are.
-        vmin: Lower end of the colour scale.
+        vmin: Lower end of the color scale.
         vmax: Upper end.
-        centre: Value the colours diverge from, if they do.
+        center: Value the colors diverge from, if they do.
         note: For the small print.
     """
     shown = evenly(len(matrices), MOST_PANELS)
@@ -211,14 +211,14 @@ def matrix_panels(
             title=titles[position],
             vmin=vmin,
             vmax=vmax,
-            centre=centre,
-            colourbar=False,
+            center=center,
+            colorbar=False,
         )
         ax.set_aspect("equal")
         if num_experts > MOST_LABELS:  # numbers of reordered experts, thinned out, would say nothing
             ax.set_xticks([])
             ax.set_yticks([])
-    charts.panel_colourbar(mesh, axes, label)
+    charts.panel_colorbar(mesh, axes, label)
     if len(shown) == 1:
         charts.label(axes[0], x=xlabel, y=ylabel)
     else:

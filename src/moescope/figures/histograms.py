@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moescope.figures.experts import MOST_PANELS, evenly
 from moescope.figures import caption, charts
 from moescope.figures.bins import densities
+from moescope.figures.experts import MOST_PANELS, evenly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,11 +65,11 @@ def panel_per_layer(
 def all_layers(
     ax: Axes, edges: ArrayLike, counts_LX: ArrayLike, layers: Sequence[int], *, log: bool = False
 ) -> list[int]:
-    """All layers in one panel, coloured by depth; the layers are returned whose peaks are cut off at the top."""
+    """All layers in one panel, colored by depth; the layers are returned whose peaks are cut off at the top."""
     bounds, density = densities(edges, counts_LX, num_bins=70, log=log)
     alone = len(layers) == 1
-    for heights, colour in zip(density, charts.depth_colours(layers).values(), strict=True):
-        charts.histogram(ax, bounds, heights, colour=colour, filled=alone, steps=alone, log_x=log)
+    for heights, color in zip(density, charts.depth_colors(layers).values(), strict=True):
+        charts.histogram(ax, bounds, heights, color=color, filled=alone, steps=alone, log_x=log)
     peaks = density.max(axis=1)
     top = _UNEVEN * float(np.median(peaks))
     if top <= 0 or peaks.max() <= top:

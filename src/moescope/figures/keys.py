@@ -1,4 +1,4 @@
-"""What tells a reader which colour is what: legends, keys, and the order and colour of domains."""
+"""What tells a reader which color is what: legends, keys, and the order and color of domains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def domain_order(domains: Sequence[str], groups: Mapping[str, str]) -> list[int]:
     """Indices that put domains of one group side by side: known groups first, in their order; no group last."""
-    ranks = {group: rank for rank, group in enumerate(style.group_colours(groups))}
+    ranks = {group: rank for rank, group in enumerate(style.group_colors(groups))}
     return sorted(range(len(domains)), key=lambda i: (ranks.get(groups.get(domains[i], ""), len(ranks)), i))
 
 
@@ -36,20 +36,20 @@ def group_starts(domains: Sequence[str], groups: Mapping[str, str]) -> list[int]
 
 
 @styled
-def colour_labels(ax: Axes, groups: Mapping[str, str], axis: Literal["x", "y"] = "y") -> None:
-    """Colours the tick labels that are domains by their group; others (such as "all") stay as they are."""
-    colours = style.group_colours(groups)
+def color_labels(ax: Axes, groups: Mapping[str, str], axis: Literal["x", "y"] = "y") -> None:
+    """Colors the tick labels that are domains by their group; others (such as "all") stay as they are."""
+    colors = style.group_colors(groups)
     for tick in ax.get_yticklabels() if axis == "y" else ax.get_xticklabels():
         group = groups.get(tick.get_text())
-        if group in colours:
-            tick.set_color(style.ink(colours[group]))
+        if group in colors:
+            tick.set_color(style.ink(colors[group]))
 
 
 @styled
 def group_legend(fig: Figure, groups: Mapping[str, str]) -> None:
-    """A legend of the groups' colours above the axes, in a row; nothing where there are no groups."""
-    colours = style.group_colours(groups)
-    handles = [Line2D([], [], marker="s", linestyle="", color=colours[group], label=group) for group in colours]
+    """A legend of the groups' colors above the axes, in a row; nothing where there are no groups."""
+    colors = style.group_colors(groups)
+    handles = [Line2D([], [], marker="s", linestyle="", color=colors[group], label=group) for group in colors]
     if handles:
         fig.legend(
             handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.1
@@ -73,23 +73,23 @@ def legend_above(ax: Axes) -> None:
 
 
 @styled
-def depth_colours(layers: Sequence[int]) -> dict[int, str]:
-    """A colour for each layer, from pale (first) to dark (last), all of them visible on white."""
+def depth_colors(layers: Sequence[int]) -> dict[int, str]:
+    """A color for each layer, from pale (first) to dark (last), all of them visible on white."""
     shades = np.linspace(0.35, 1.0, len(layers)) if len(layers) > 1 else np.array([0.7])
-    colours = colormaps[style.SEQUENTIAL](shades)
-    return {layer: to_hex(colour) for layer, colour in zip(layers, colours, strict=True)}
+    colors = colormaps[style.SEQUENTIAL](shades)
+    return {layer: to_hex(color) for layer, color in zip(layers, colors, strict=True)}
 
 
 @styled
 def depth_key(fig: Figure, axes: Any, layers: Sequence[int]) -> None:
-    """Says which colour of `depth_colours` is which layer: a stepped bar beside the axes."""
+    """Says which color of `depth_colors` is which layer: a stepped bar beside the axes."""
     if len(layers) < 2:
         return
-    colours = ListedColormap(list(depth_colours(layers).values()))
+    colors = ListedColormap(list(depth_colors(layers).values()))
     norm = BoundaryNorm(np.arange(len(layers) + 1) - 0.5, len(layers))
     shown = range(0, len(layers), max(1, math.ceil(len(layers) / 16)))
     bar = fig.colorbar(
-        ScalarMappable(norm, colours), ax=axes, label="layer", fraction=0.05, pad=0.02, aspect=30, ticks=list(shown)
+        ScalarMappable(norm, colors), ax=axes, label="layer", fraction=0.05, pad=0.02, aspect=30, ticks=list(shown)
     )
     bar.ax.set_yticklabels([str(layers[position]) for position in shown])
     bar.minorticks_off()

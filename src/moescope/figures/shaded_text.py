@@ -125,14 +125,14 @@ def shaded_text(
         y = top + row * height
         for place, text, start, across in line:
             share = min(1.0, values[place] / highest) if highest > 0 else 0.0
-            colour = shades(0.12 + 0.83 * share) if share > 0 else None
-            if colour is not None:
-                ax.add_patch(Rectangle((left + start, y), across, height * 0.94, facecolor=colour, linewidth=0))
+            color = shades(0.12 + 0.83 * share) if share > 0 else None
+            if color is not None:
+                ax.add_patch(Rectangle((left + start, y), across, height * 0.94, facecolor=color, linewidth=0))
             if place == target:
                 ax.add_patch(
                     Rectangle((left + start, y), across, height * 0.94, fill=False, edgecolor=style.INK, linewidth=0.7)
                 )
-            dark = colour is not None and 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] < 0.45
+            dark = color is not None and 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2] < 0.45
             ax.text(
                 left + start, y + height * 0.70, text, family=MONOSPACED, fontsize=size, va="baseline",
                 color="white" if dark else style.INK,

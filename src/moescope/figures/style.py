@@ -1,4 +1,4 @@
-"""One look for every figure: sizes, fonts, colours, the small print below.
+"""One look for every figure: sizes, fonts, colors, the small print below.
 
 Figures are `matplotlib.figure.Figure` objects made without pyplot, so they need no display, leak no window, and leave
 the reader's own matplotlib settings as they were. Text is drawn as text: a dollar sign in a model's name or in a token
@@ -12,7 +12,7 @@ import inspect
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 import matplotlib
 import matplotlib.style
@@ -38,19 +38,19 @@ SMALL_FONT_SIZE = 7.0
 PRINT_FONT_SIZE = 5.5
 
 SEQUENTIAL = "YlGnBu"
-"""Colour map for quantities from low (pale) to high (dark); its lightness falls steadily, so it survives grey print."""
+"""Color map for quantities from low (pale) to high (dark); its lightness falls steadily, so it survives gray print."""
 DIVERGING = "RdBu_r"
-"""Colour map for quantities around a centre: blue below, white at, red above."""
+"""Color map for quantities around a center: blue below, white at, red above."""
 MISSING = "#d5d5d5"
-"""Colour of cells that hold no number."""
+"""Color of cells that hold no number."""
 INK = "#222222"
 NEUTRAL = "#6e6e6e"
 """For what has no group, and for baselines."""
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
-"""Eight colours that people with any common colour blindness tell apart (Okabe and Ito 2008)."""
-GROUP_COLOURS = dict(zip(("prose", "reference", "code", "formal", "languages"), COLOURS, strict=False))
-"""Colour of each group of domains; other groups get the remaining colours, see `group_colours`."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+"""Eight colors that people with any common color blindness tell apart (Okabe and Ito 2008)."""
+GROUP_COLORS = dict(zip(("prose", "reference", "code", "formal", "languages"), COLORS, strict=False))
+"""Color of each group of domains; other groups get the remaining colors, see `group_colors`."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -70,7 +70,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.formatter.useoffset": False,
     "axes.axisbelow": True,
-    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "grid.linewidth": 0.4,
     "grid.color": "#e3e3e3",
     "xtick.labelsize": SMALL_FONT_SIZE,
@@ -213,7 +213,7 @@ def figure(
 
 
 def height_for(num_rows: int, per_row: float = 0.135, around: float = 0.65) -> float:
-    """Inches of height at which `num_rows` labelled rows are all readable, with `around` for axis, title, legend."""
+    """Inches of height at which `num_rows` labeled rows are all readable, with `around` for axis, title, legend."""
     return max(1.6, num_rows * per_row + around)
 
 
@@ -240,22 +240,22 @@ def caption(fig: Figure, about: str, note: str = "") -> None:
         fig.make_room(room / height)
 
 
-def group_colours(groups: Mapping[str, str]) -> dict[str, str]:
-    """Colour of each group that occurs in `groups` (domain -> group), in the fixed order, others after.
+def group_colors(groups: Mapping[str, str]) -> dict[str, str]:
+    """Color of each group that occurs in `groups` (domain -> group), in the fixed order, others after.
 
     A ninth group and all after it are neutral: eight is what can be told apart.
     """
     present = list(dict.fromkeys(groups.values()))
-    known = [group for group in GROUP_COLOURS if group in present]
-    others = [group for group in present if group not in GROUP_COLOURS]
-    spare = [*COLOURS[len(GROUP_COLOURS) :], *[colour for g, colour in GROUP_COLOURS.items() if g not in present]]
-    colours = {group: GROUP_COLOURS[group] for group in known}
-    return colours | {group: spare[i] if i < len(spare) else NEUTRAL for i, group in enumerate(others)}
+    known = [group for group in GROUP_COLORS if group in present]
+    others = [group for group in present if group not in GROUP_COLORS]
+    spare = [*COLORS[len(GROUP_COLORS) :], *[color for g, color in GROUP_COLORS.items() if g not in present]]
+    colors = {group: GROUP_COLORS[group] for group in known}
+    return colors | {group: spare[i] if i < len(spare) else NEUTRAL for i, group in enumerate(others)}
 
 
-def ink(colour: str) -> str:
-    """The colour, darkened until text in it is readable on white (contrast of at least 4.5, as WCAG AA asks)."""
-    rgb = to_rgb(colour)
+def ink(color: str) -> str:
+    """The color, darkened until text in it is readable on white (contrast of at least 4.5, as WCAG AA asks)."""
+    rgb = to_rgb(color)
     while True:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
         luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

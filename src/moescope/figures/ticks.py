@@ -28,17 +28,17 @@ def power_of_ten(value: float, _position: int | None = None) -> str:
     return {0: "1", 1: "10"}.get(exponent, "10" + str(exponent).translate(_SUPERSCRIPTS))
 
 
-def colour_scale(
-    values: np.ma.MaskedArray, vmin: float | None, vmax: float | None, centre: float | None
+def color_scale(
+    values: np.ma.MaskedArray, vmin: float | None, vmax: float | None, center: float | None
 ) -> tuple[Normalize, str]:
-    """Norm and colour map: sequential, or diverging where there is a centre."""
+    """Norm and color map: sequential, or diverging where there is a center."""
     filled = values.compressed()
     low = vmin if vmin is not None else float(filled.min()) if filled.size else 0.0
     high = vmax if vmax is not None else float(filled.max()) if filled.size else 1.0
-    if centre is None:
+    if center is None:
         return Normalize(low, max(high, low + 1e-12)), style.SEQUENTIAL
-    margin = max(abs(high - centre), abs(centre - low)) * 1e-3 or 1e-12
-    return TwoSlopeNorm(centre, min(low, centre - margin), max(high, centre + margin)), style.DIVERGING
+    margin = max(abs(high - center), abs(center - low)) * 1e-3 or 1e-12
+    return TwoSlopeNorm(center, min(low, center - margin), max(high, center + margin)), style.DIVERGING
 
 
 def cell_labels(ax: Axes, axis: Literal["x", "y"], count: int, names: Sequence[Any] | NDArray[Any] | None) -> None:

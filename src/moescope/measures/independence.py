@@ -187,7 +187,7 @@ def _expected_row(a: float, b_J: Floats, n: float) -> float:
     high_J = np.minimum(np.ceil(mean_J + reach_J), np.minimum(a, b_J))
     m_JW = low_J[:, None] + np.arange(int((high_J - low_J).max()) + 1)
     outside_JW = m_JW > high_J[:, None]
-    # Weights relative to the lowest cell: ln of the ratio of neighbouring hypergeometric probabilities, summed.
+    # Weights relative to the lowest cell: ln of the ratio of neighboring hypergeometric probabilities, summed.
     with np.errstate(divide="ignore", invalid="ignore"):
         step_JW = np.log((a - m_JW) * (b_J[:, None] - m_JW) / ((m_JW + 1) * (n - a - b_J[:, None] + m_JW + 1)))
         log_weight_JW = np.concatenate([np.zeros((len(b_J), 1)), np.cumsum(step_JW[:, :-1], axis=1)], axis=1)

@@ -5,7 +5,7 @@ and each document still gets the weights and labels it would have got in one pas
 that wrap around; inverse cumulative distributions are compared as integers of 53 bits. The same bits come out of numpy
 and torch, on every device.
 
-The hash is the finaliser of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"),
+The hash is the finalizer of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"),
 applied once for each value that is mixed in.
 """
 
@@ -43,7 +43,7 @@ def _shift_right(values: Array, bits: int) -> Array:
 
 
 def mix(values: Array) -> Array:
-    """The finaliser of splitmix64 on each element: a bijection of int64 in which each input bit flips half the output.
+    """The finalizer of splitmix64 on each element: a bijection of int64 in which each input bit flips half the output.
 
     Args:
         values: int64, any shape, numpy or torch.

@@ -136,7 +136,7 @@ def _read(
                 f"the first {num_blocks} blocks of {source.name} can't be had alone: its weights depend on its depth",
                 remedy="load the whole model: leave `layers` out",
             )
-    dequantising = _dequantising(config, source.name)
+    dequantizing = _dequantizing(config, source.name)
     try:
         with checkpoint.weights_folder(source, lambda key: not is_beyond(key)) as folder:
             hf, report = auto_class.from_pretrained(
@@ -145,7 +145,7 @@ def _read(
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
-                **dequantising,
+                **dequantizing,
             )
     except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, UnpicklingError) as error:
         if isinstance(error, torch.OutOfMemoryError):
@@ -171,8 +171,8 @@ def _read(
     return hf
 
 
-def _dequantising(config: Any, name: str) -> dict[str, Any]:
-    """What makes transformers expand quantised weights, whose experts would go past the seam, as it reads them."""
+def _dequantizing(config: Any, name: str) -> dict[str, Any]:
+    """What makes transformers expand quantized weights, whose experts would go past the seam, as it reads them."""
     declared = getattr(config, "quantization_config", None)
     if declared is None:
         return {}
@@ -184,9 +184,9 @@ def _dequantising(config: Any, name: str) -> dict[str, Any]:
         quantization = None
     if not hasattr(quantization, "dequantize"):
         raise ModelError(
-            f"the weights of {name} are quantised ({method}), and transformers can't expand them",
-            expected="weights in float32, bfloat16 or float16, or quantised by a method it can expand (mxfp4, fp8)",
-            remedy="use a checkpoint of the same model that is not quantised",
+            f"the weights of {name} are quantized ({method}), and transformers can't expand them",
+            expected="weights in float32, bfloat16 or float16, or quantized by a method it can expand (mxfp4, fp8)",
+            remedy="use a checkpoint of the same model that is not quantized",
         )
     quantization.dequantize = True
     return {"quantization_config": quantization}

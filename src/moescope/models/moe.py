@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from moescope.context import ModelInfo
-from moescope.errors import ModelError, UsageError
+from moescope.errors import ModelError
 from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
 from moescope.models.layout import Layout, no_such_layer

@@ -179,7 +179,7 @@ def _check_call(model: MoEModel, layer: int, what: _Seen) -> None:
         raise ModelError(
             f"the experts of {where} were called {what.calls} times in one forward pass",
             expected="one call of each MoE layer, through transformers' experts interface",
-            remedy=f"quantised experts may go past it: load unquantised weights; {_UNSUPPORTED}",
+            remedy=f"quantized experts may go past it: load unquantized weights; {_UNSUPPORTED}",
         )
     tensors = (what.hidden_NM, what.expert_ids_NK, what.weights_NK)
     num_tokens, per_token = 2 * _LENGTH, model.num_experts_per_token

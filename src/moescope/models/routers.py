@@ -30,7 +30,7 @@ class RouterFacts:
     Attributes:
         scoring: "softmax" over all experts, or "sigmoid" of each logit by itself.
         selects_by: What the K largest are taken of, in words.
-        renormalises: Whether the selected scores are divided by their sum.
+        renormalizes: Whether the selected scores are divided by their sum.
         scaling: Factor on every applied weight.
         bias_corrected: Whether a bias enters the selection but not the weights.
         num_groups: Groups of experts that selection is limited by; 1 where it is not.
@@ -40,7 +40,7 @@ class RouterFacts:
 
     scoring: str
     selects_by: str
-    renormalises: bool
+    renormalizes: bool
     scaling: float
     bias_corrected: bool = False
     num_groups: int = 1
@@ -55,7 +55,7 @@ class RouterRule:
     Attributes:
         scoring: "softmax" or "sigmoid".
         num_selected: K.
-        renormalises: Divide the selected scores by their sum.
+        renormalizes: Divide the selected scores by their sum.
         scaling: Factor on the weights; `expert_scaling_E` a factor of each expert's own.
         selection: "score", or "logit" where the bias is added to logits (they rank alike without one).
         bias_E: Correction bias added for the selection, None where there is none.
@@ -66,7 +66,7 @@ class RouterRule:
 
     scoring: str
     num_selected: int
-    renormalises: bool = False
+    renormalizes: bool = False
     scaling: float = 1.0
     expert_scaling_E: Tensor | None = field(default=None, repr=False)
     selection: str = "score"
@@ -107,7 +107,7 @@ class RouterRule:
         if self.threshold is not None:
             return self._sparse_mixer(logits_NE.float(), expert_ids_NK)
         weights_NK = self.scores(logits_NE).gather(1, expert_ids_NK)
-        if self.renormalises:
+        if self.renormalizes:
             weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True).clamp_min(1e-20)
         if self.expert_scaling_E is not None:
             weights_NK = weights_NK * self.expert_scaling_E.float().to(weights_NK.device)[expert_ids_NK]
@@ -149,7 +149,7 @@ class RouterRule:
         weights = "the selected scores"
         if self.threshold is not None:
             weights = f"each selected expert's softmax among those within {2 * self.threshold:g} of it (sparse mixer)"
-        if self.renormalises:
+        if self.renormalizes:
             weights += " divided by their sum"
         if self.expert_scaling_E is not None:
             weights += " times a learned factor per expert"
@@ -158,7 +158,7 @@ class RouterRule:
         return RouterFacts(
             scoring=self.scoring,
             selects_by=by,
-            renormalises=self.renormalises,
+            renormalizes=self.renormalizes,
             scaling=self.scaling,
             bias_corrected=self.bias_E is not None,
             num_groups=self.num_groups,
@@ -216,8 +216,8 @@ def _weighings(
     """Ways to make weights, plainest first; scaling factors are those declared, and last the one measured."""
     num_selected = expert_ids_NK.shape[1]
     declared = _attribute(router, block, ("norm_topk_prob",))
-    renormalise = (False, True) if declared is None or not declared else (True, False)
-    plain = [RouterRule(scoring, num_selected, renorm) for renorm in renormalise for scoring in ("softmax", "sigmoid")]
+    renormalize = (False, True) if declared is None or not declared else (True, False)
+    plain = [RouterRule(scoring, num_selected, renorm) for renorm in renormalize for scoring in ("softmax", "sigmoid")]
     for rule in plain:
         for scaling in _scalings(router, block):
             yield _with(rule, scaling=scaling)

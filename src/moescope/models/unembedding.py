@@ -26,9 +26,9 @@ _ROWS = 16_384
 
 @torch.no_grad()
 def direct_logits(model: MoEModel, directions_NM: Tensor) -> Tensor:
-    """Logits that each direction adds, less their mean over the vocabulary: `W_U (g * d)`, centred.
+    """Logits that each direction adds, less their mean over the vocabulary: `W_U (g * d)`, centered.
 
-    `g` is the final norm's gain (1 where there is none); of a norm that centres (LayerNorm), d is centred too. Biases,
+    `g` is the final norm's gain (1 where there is none); of a norm that centers (LayerNorm), d is centered too. Biases,
     and a family's scaling or cap of logits, are left out.
 
     Args:
@@ -55,7 +55,7 @@ def final_norm(model: MoEModel) -> nn.Module | None:
 
 
 def through_norm(norm: nn.Module | None, directions_NM: Tensor) -> Tensor:
-    """Directions times a norm's gain, float32, centred first if the norm centres.
+    """Directions times a norm's gain, float32, centered first if the norm centers.
 
     The gain is found by feeding the norm, since families store it as g or as g - 1: for an input x of +1 and -1 in
     equal number, `(norm(x) - norm(-x)) / 2 = g x` for RMSNorm and LayerNorm alike.
@@ -67,7 +67,7 @@ def through_norm(norm: nn.Module | None, directions_NM: Tensor) -> Tensor:
     signs_M = 1.0 - 2.0 * (torch.arange(directions_NM.shape[1], device=parameter.device) % 2)
     signs_M = signs_M.to(parameter.dtype)[None, None]
     gain_M = ((norm(signs_M) - norm(-signs_M)) / 2 * signs_M).float().flatten()
-    # A norm that centres does not see a constant: LayerNorm gives its bias, RMSNorm its gain.
+    # A norm that centers does not see a constant: LayerNorm gives its bias, RMSNorm its gain.
     constant_M = torch.ones_like(signs_M)
     if not (norm(constant_M) - norm(-constant_M)).abs().max() > gain_M.abs().max():
         directions_NM = directions_NM - directions_NM.mean(dim=1, keepdim=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from moescope.analyses.finding import pooled
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from moescope.results.reading import Results
 
 

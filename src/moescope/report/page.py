@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import words
 from moescope.analyses.finding import find
-from moescope.results.reading import Results
 from moescope.report.keynumbers import per_layer
 from moescope.report.sections import sections
 from moescope.report.specialists import specialists
 from moescope.report.views import Cell, TableView
+from moescope.results.reading import Results
 from moescope.results.text import number
 
 if TYPE_CHECKING:

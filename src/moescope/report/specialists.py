@@ -1,4 +1,4 @@
-"""The most specialised expert of each domain as a chart with intervals."""
+"""The most specialized expert of each domain as a chart with intervals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Row:
     layer: int
     expert: int
     domain: str
-    colour: str
+    color: str
     share: str
     interval: str
     lift: str
@@ -50,10 +50,10 @@ def specialists(results: Results) -> Chart | None:
     if frame is None:
         return None
     frame = frame.head(MOST_ROWS)
-    from moescope.figures.style import group_colours
+    from moescope.figures.style import group_colors
 
     groups = {domain.name: domain.group for domain in results.manifest.domains if domain.group}
-    colours = group_colours(groups)
+    colors = group_colors(groups)
     # The axis ends at the next tenth.
     longest = float(frame[["ci_high", "domain_specialization", "uniform_baseline"]].max().max())
     end = min(1.0, math.ceil(longest * 10) / 10)
@@ -69,7 +69,7 @@ def specialists(results: Results) -> Chart | None:
                 layer=int(record["layer"]),
                 expert=int(record["expert"]),
                 domain=str(record["domain"]),
-                colour=colours.get(groups.get(record["domain"], ""), NO_GROUP),
+                color=colors.get(groups.get(record["domain"], ""), NO_GROUP),
                 share=percent(record["domain_specialization"]),
                 interval=_span(record["ci_low"], record["ci_high"]) if known else "too few documents",
                 lift=f"{number(record['lift'])} ×",
@@ -79,7 +79,7 @@ def specialists(results: Results) -> Chart | None:
             )
         )
     baseline = float(frame["uniform_baseline"].iloc[0])
-    return Chart(rows, percent(end, 0), percent(baseline), place(baseline), colours)
+    return Chart(rows, percent(end, 0), percent(baseline), place(baseline), colors)
 
 
 def _span(low: float, high: float) -> str:

@@ -70,7 +70,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def compute(self) -> xr.Dataset:
-        """Finalises: labelled numbers with unit and definition in `attrs`; state stays as it was."""
+        """Finalizes: labeled numbers with unit and definition in `attrs`; state stays as it was."""
 
     def merge(self, other: Self) -> Self:
         """Adds another part's state to this one and returns self; `other` is unchanged.

@@ -15,7 +15,7 @@ from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 _CHUNK_BYTES = {"cpu": 2**20}
 """Outputs brought into the order of tokens at a time; on a CPU, as many as its caches hold."""

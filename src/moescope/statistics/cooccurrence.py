@@ -14,7 +14,7 @@ from moescope.errors import UsageError
 from moescope.measures.independence import pair_probabilities
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 
 class ExpertCooccurrence(Statistic):

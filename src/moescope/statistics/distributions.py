@@ -10,7 +10,7 @@ from torch import Tensor
 from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, merge_bins, moments, quantiles
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     import xarray as xr

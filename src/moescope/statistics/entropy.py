@@ -27,7 +27,7 @@ from moescope.measures.constants import ALL
 from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     import xarray as xr

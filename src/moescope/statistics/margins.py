@@ -12,7 +12,7 @@ import xarray as xr
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.entropy import boundary, second_largest, selected_by, sum_by
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 # name: (unit, definition)
 MEASURES = {

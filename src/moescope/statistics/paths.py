@@ -15,7 +15,7 @@ from moescope.errors import UsageError
 from moescope.measures.independence import expected_mutual_information
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 # P counts pairs of consecutive layers looked at: one less than layers.
 

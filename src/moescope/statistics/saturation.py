@@ -11,7 +11,7 @@ import xarray as xr
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 _CHUNK_BYTES = 64 * 2**20
 

@@ -14,7 +14,7 @@ from moescope.errors import UsageError
 from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
 from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.base import Statistic
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 Reading = Literal["input", "predicted", "next"]
 Ranks = Literal["all", "first"]

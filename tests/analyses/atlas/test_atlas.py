@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from moescope.interventions.atlas import measure_ablations, measure_first_order
 from scipy.stats import spearmanr
 
 import moescope
 from moescope.analyses.atlas.analysis import Atlas
 from moescope.errors import UsageError
 from moescope.interventions.ablation import Ablation
-from moescope.interventions.atlas import measure_ablations, measure_first_order
 from moescope.models import load_model
 from tests.analyses.runs import small_corpus, tiny_model
 from tests.families import build, save
@@ -145,7 +145,7 @@ def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
     assert [name for name, _ in run.figures()]
 
 
-def test_figures_are_drawn_and_everything_is_labelled(run, tmp_path) -> None:
+def test_figures_are_drawn_and_everything_is_labeled(run, tmp_path) -> None:
     for name, variable in run.tables["atlas"].data_vars.items():
         assert {"units", "definition"} <= set(variable.attrs), name
     folder = run.save(tmp_path / "out")

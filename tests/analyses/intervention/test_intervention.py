@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,8 +16,9 @@ from scipy.special import log_softmax
 from scipy.stats import entropy, rankdata
 
 import moescope
+from moescope.analyses.intervention.analysis import compare
 from moescope.errors import ModelError, MoescopeWarning, UsageError
-from moescope.interventions import Ablate, Replace, Scale, Set, compare, count_usage, intervening
+from moescope.interventions import Ablate, Replace, Scale, Set, count_usage, intervening
 from moescope.interventions.controls import Usage, matched_draws, matched_experts
 from moescope.models import MoEModel, load_model
 from tests.families import build, save
@@ -87,15 +90,11 @@ def test_what_the_tokens_chose(model: MoEModel, usage: Usage) -> None:
     experts = study.experts
     assert len(experts) == len(PROMPT) * 2 * 2
     caught: dict[int, torch.Tensor] = {}
-    handles = [
-        model.seams[layer].router.register_forward_hook(
-            lambda module, inputs, output, layer=layer: caught.update({layer: output[0].softmax(-1)})
-        )
-        for layer in (1, 2)
-    ]
-    log_probabilities(model, [])
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as stack:
+        for layer in (1, 2):
+            hook = partial(lambda layer, _, __, output: caught.update({layer: output[0].softmax(-1)}), layer)
+            stack.enter_context(model.seams[layer].router.register_forward_hook(hook))
+        log_probabilities(model, [])
     for (index, layer), rows in experts.groupby(["index", "layer"]):
         best = caught[layer][index].topk(2)
         assert rows["expert"].tolist() == best.indices.tolist()
@@ -104,7 +103,7 @@ def test_what_the_tokens_chose(model: MoEModel, usage: Usage) -> None:
 
 def test_a_sweep_shares_its_base_and_ends_where_nothing_changes(model: MoEModel, usage: Usage) -> None:
     first = moescope.intervene(model, PROMPT, [Replace(1, 0, positions=4)], usage=usage, controls=0)
-    expert = first.prompt.chosen(1, 4)[0]
+    expert = first.prompt.selected(1, 4)[0]
     factors = [0.0, 0.5, 1.0, 2.0]
     study = compare(
         model,
@@ -120,7 +119,7 @@ def test_a_sweep_shares_its_base_and_ends_where_nothing_changes(model: MoEModel,
     assert (study.kl[study.kl["value"] == 1.0]["kl"] == 0).all()
     assert (at_target[[0.0, 0.5, 2.0]] > 0).all()
     # Of the controls only those that the token chose can be scaled; its other choice is the second control.
-    other = study.prompt.chosen(1, 4)[1]
+    other = study.prompt.selected(1, 4)[1]
     acting = sum(draw[1, expert] == other for draw in study.draws)
     assert (study.kl[study.kl["value"] == 0.0]["num_controls_acting"] == acting).all()
     assert (study.kl["num_other_choices"] == 1).all()
@@ -132,21 +131,22 @@ def test_a_sweep_shares_its_base_and_ends_where_nothing_changes(model: MoEModel,
     unchanged = generated[(generated["run"] == "changed") & (generated["value"] == 1.0)]
     assert unchanged["text"].tolist() == [generated["text"][0]]
     assert unchanged["num_as_base"].tolist() == [5]
-    assert {name for name, _ in study.figures()} == {"sweep", "kl_by_position"}
-    assert {name for name, _ in ablated.figures()} == {"next_tokens", "kl_by_position"}
+    assert set(study.figures) == {"sweep", "kl_by_position"}
+    assert set(ablated.figures) == {"next_tokens", "kl_by_position"}
 
 
 def test_everything_fits_into_json_and_comes_again(model: MoEModel, usage: Usage) -> None:
     def study() -> str:
         made = moescope.intervene(model, PROMPT, [Set(1, 5, 0.2, positions=-1)], usage=usage, generate=3)
-        return json.dumps(made.to_dict(), allow_nan=False)
+        return made.files["intervene.json"]
 
     text = study()
     assert text == study()
-    known = json.loads(text)
+    known = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+    assert known["schema_version"] == 2
     assert known["tokens"][5] == {"index": 5, "token_id": model.tokenizer("i")["input_ids"][0], "token": "i"}
     assert known["changes"] == [
-        [{"kind": "set", "layer": 1, "expert": 5, "positions": [-1], "renormalise": False, "value": 0.2}]
+        [{"kind": "set", "layer": 1, "expert": 5, "positions": [-1], "renormalize": False, "value": 0.2}]
     ]
     assert set(known["tables"]) == {"kl", "next_tokens", "experts", "controls", "continuations"}
     assert known["target_index"] == len(PROMPT) - 1
@@ -200,7 +200,7 @@ def test_draws_for_several_experts_are_different_and_hold_no_target() -> None:
 
 def test_what_cannot_be_asked(model: MoEModel, usage: Usage, tmp_path) -> None:
     prompt = moescope.intervene(model, PROMPT, [Replace(1, 0)], usage=usage, controls=0).prompt
-    chosen = prompt.chosen(1, 4)
+    chosen = prompt.selected(1, 4)
     missing = next(expert for expert in range(40) if expert not in chosen)
     never = next(expert for expert in range(40) if not (prompt.expert_ids[1] == expert).any())
     listed = "0 W, 1 h, 2 a"
@@ -210,17 +210,17 @@ def test_what_cannot_be_asked(model: MoEModel, usage: Usage, tmp_path) -> None:
             ["token 4 (␣)", f"expert {missing}", f"{chosen[0]} (", "Set"],
         ),
         ({"changes": [Ablate(1, missing, positions=[4])]}, ["nothing to ablate", f"{chosen[1]} ("]),
-        ({"changes": [Ablate(1, never)]}, ["none of the tokens chose", str(chosen[0])]),
+        ({"changes": [Ablate(1, never)]}, ["none of the tokens selects", str(chosen[0])]),
         ({"changes": [Replace(1, 0, positions=18)]}, ["position 18 is past the prompt", "18 tokens", listed]),
         ({"changes": [Replace(1, 0)], "target": 30}, ["target index 30", "18 tokens", listed]),
         ({"changes": [Replace(1, 0)], "target": -19}, ["target index -19", "-18 to -1"]),
         ({"changes": [Replace(1, 40)]}, ["no expert 40", "0-39"]),
         ({"changes": [Replace(3, 0)]}, ["layer 3", "0-2"]),
-        ({"changes": []}, ["no change"]),
+        ({"changes": []}, ["there is no change"]),
         ({"changes": [Replace(1, 0)], "prompt": ""}, ["the prompt is empty"]),
         ({"changes": [Replace(1, 0)], "prompt": "x" * 257}, ["257 tokens", "256"]),
         ({"changes": [Replace(1, 0)], "prompt": "x" * 250, "generate": 7}, ["250 tokens and 7 more"]),
-        ({"changes": [Replace(1, 0)], "top": 0}, ["0 most probable"]),
+        ({"changes": [Replace(1, 0)], "top": 0}, ["`top=0`"]),
     ):
         with pytest.raises(UsageError) as caught:
             moescope.intervene(model, **{"prompt": PROMPT, "usage": usage, **options})
@@ -248,3 +248,42 @@ def test_fewer_controls_than_asked_is_said(tmp_path) -> None:
     assert (study.kl["num_controls"] == 7).all()
     assert isinstance(study.controls, pd.DataFrame)
     assert sorted(study.controls["control_expert"]) == [0, 1, 2, 3, 4, 6, 7]
+
+
+def test_the_usage_of_a_changed_model_is_not_kept(model: MoEModel) -> None:
+    """Controls are matched by the usage of the model as it is in force at the call, also if that changes again."""
+    ask = {"prompt": PROMPT, "changes": [Set(2, 5, 0.2)], "controls": 3}
+    before = moescope.intervene(model, **ask)
+    with intervening(model, [Replace(1, 0)]):
+        inside = moescope.intervene(model, **ask)
+        expected = count_usage(model, [2])
+    after = moescope.intervene(model, **ask)
+    assert before.usage is not None and inside.usage is not None and after.usage is not None
+    assert (inside.usage.counts[2] == expected.counts[2]).all()
+    assert (inside.usage.counts[2] != before.usage.counts[2]).any()
+    assert (after.usage.counts[2] == before.usage.counts[2]).all()
+    router = model.seams[2].router.weight
+    weights = router.detach().clone()
+    with torch.no_grad():
+        router.copy_(weights.roll(1, 0))
+        turned = moescope.intervene(model, **ask)
+        router.copy_(weights)
+    assert turned.usage is not None
+    assert turned.usage.counts[2].tolist() == np.roll(before.usage.counts[2], 1).tolist()
+
+
+def test_a_study_is_an_outcome(model: MoEModel, usage: Usage, tmp_path) -> None:
+    study = moescope.intervene(model, PROMPT, [Set(1, 5, 0.2, positions=[3])], usage=usage, controls=2)
+    assert set(study.frames) == {"kl", "next_tokens", "experts", "controls"}
+    manifest = study.manifest
+    assert (manifest.command, manifest.layers, manifest.corpus) == ("intervene", [1], "embedded")
+    assert manifest.options["changes"][0][0]["value"] == 0.2
+    assert manifest.options["target_index"] == 3
+    assert 0 < manifest.pass_seconds <= manifest.total_seconds
+    folder = study.save(tmp_path / "study")
+    assert pd.read_csv(folder / "tables" / "kl.csv")["kl"].tolist() == pytest.approx(study.kl["kl"].tolist())
+    assert json.loads((folder / "intervene.json").read_text("utf-8"))["model"] == model.name
+    assert {path.name for path in (folder / "figures").glob("*.png")} == {"next_tokens.png", "kl_by_position.png"}
+    alone = moescope.intervene(model, PROMPT, [Set(1, 5, 0.2)], controls=0)
+    assert (alone.manifest.corpus, alone.manifest.domains) == (None, [])
+    assert alone.kl["control_share_as_large"].isna().all()

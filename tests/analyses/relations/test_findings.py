@@ -43,7 +43,7 @@ def test_whether_weights_predict_outputs(values, verdict, word):
     frame = pd.DataFrame(
         [
             relations("weights.joined_matched_cosine", "similarity.cka", values[0], "weights, CKA"),
-            relations("weights.joined_matched_cosine", "similarity.centred_cosine", values[1], "weights, cosine"),
+            relations("weights.joined_matched_cosine", "similarity.centered_cosine", values[1], "weights, cosine"),
             relations("weights.router_cosine", "similarity.cka", 0.9, "router rows, CKA"),
         ]
     )

@@ -25,14 +25,14 @@ def train(folder: Path) -> dict[str, Path]:
     model = build("olmoe").train()
     lines = [f"{number} apples and {number + 1} pears make {2 * number + 1} fruits. " * 3 for number in range(64)]
     ids_BS = torch.tensor([ids[:64] for ids in tokenizer()(lines).input_ids])
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     kept = {}
     for step in range(1, 31):
         batch_BS = ids_BS[torch.randperm(len(ids_BS), generator=generator)[:8]]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(input_ids=batch_BS, labels=batch_BS).loss.backward()
-        optimiser.step()
+        optimizer.step()
         if step in (2, 10, 30):
             kept[f"step-{step}"] = save(model, folder / f"step-{step}")
     return kept

@@ -78,8 +78,8 @@ def test_exact_is_the_formulas_on_the_experts_own_outputs(exact: Run, model: MoE
         np.testing.assert_allclose(at.cka, all_pairs(debiased_cka, outputs), atol=3e-4)
         np.testing.assert_allclose(at.linear_cka, all_pairs(linear_cka, outputs), atol=3e-4)
         np.testing.assert_allclose(at.deconfounded_cka, all_pairs(deconfounded_cka, outputs, inputs), atol=1e-3)
-        for name, centre in (("cosine", 0.0), ("centred_cosine", outputs.mean(1, keepdims=True))):
-            unit = (outputs - centre) / np.linalg.norm(outputs - centre, axis=-1, keepdims=True)
+        for name, center in (("cosine", 0.0), ("centered_cosine", outputs.mean(1, keepdims=True))):
+            unit = (outputs - center) / np.linalg.norm(outputs - center, axis=-1, keepdims=True)
             np.testing.assert_allclose(at[name], np.einsum("int,jnt->ij", unit, unit) / SAMPLES, atol=3e-4)
 
 
@@ -93,7 +93,7 @@ def test_minibatches_are_cut_in_the_order_of_the_sample(run: Run, model: MoEMode
 
 def test_exact_and_minibatches_agree_within_their_intervals(run: Run, exact: Run) -> None:
     i_P, j_P = np.triu_indices(8, 1)
-    for name in ("cka", "deconfounded_cka", "cosine", "centred_cosine"):
+    for name in ("cka", "deconfounded_cka", "cosine", "centered_cosine"):
         ours, theirs = run.tables["similarity"], exact.tables["similarity"]
         low, high = (ours[f"{name}_{end}"].values[:, i_P, j_P] for end in ("low", "high"))
         other_low, other_high = (theirs[f"{name}_{end}"].values[:, i_P, j_P] for end in ("low", "high"))
@@ -203,7 +203,7 @@ def test_tables_arrays_and_figures(run: Run, tmp_path: Path) -> None:
     assert summary[["layer", "measure"]].values.tolist() == [
         [layer, name]
         for layer in LAYERS
-        for name in ("cka", "deconfounded_cka", "linear_cka", "cosine", "centred_cosine")
+        for name in ("cka", "deconfounded_cka", "linear_cka", "cosine", "centered_cosine")
     ]
     first = summary.iloc[0]
     above = np.triu_indices(8, 1)

@@ -1,4 +1,4 @@
-"""The usage analysis: columns that others rely on, specialists selected on one half and measured on the other, figures."""
+"""The usage analysis: columns that others rely on, specialists selected and measured on different halves, figures."""
 
 import numpy as np
 import pandas as pd

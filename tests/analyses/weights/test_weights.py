@@ -92,7 +92,7 @@ def test_rows_are_those_of_the_matrices(run: Run, model: MoEModel) -> None:
         )
         assert weights.router_EM is not None
         rows = weights.router_EM.double().numpy()
-        for name, shown in (("router", rows), ("router_centred", rows - rows.mean(0))):
+        for name, shown in (("router", rows), ("router_centered", rows - rows.mean(0))):
             unit = shown / np.linalg.norm(shown, axis=1, keepdims=True)
             assert at.loc[(name, "cosine"), "median"] == pytest.approx(np.median((unit @ unit.T)[above]), abs=1e-6)
         experts = frames["weights_experts"]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.margins import SelectionMargins
+from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.samples.tokens import TokenSample
 from tests.contracts.statistics_cases import LAYERS, NUM_EXPERTS, NUM_EXPERTS_PER_TOKEN, outputs_of, register
 

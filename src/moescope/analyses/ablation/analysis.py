@@ -43,7 +43,7 @@ class AblationRun(Outcome):
     Attributes:
         ablation: The experts that were ablated.
         controls: The control ablations: as many other experts of the layer, selected about as often.
-        table: Labelled numbers by `domain` (first `all`) and `control`.
+        table: Labeled numbers by `domain` (first `all`) and `control`.
         context: What was looked at.
         manifest: What was run, on what, with what.
     """

@@ -14,7 +14,7 @@ from moescope.interventions.ablation import Ablation
 from moescope.interventions.document_effects import INTERVAL, Documents, domain_means
 from moescope.measures.constants import ALL
 from moescope.measures.usage import ratio
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 BITS = 1 / np.log(2)
 NATS = "nats per token"
@@ -42,7 +42,7 @@ class Measured:
 def table_of(
     measured: Measured, controls: Sequence[Ablation], frequencies: Sequence[float], domains: Sequence[str], seed: int
 ) -> xr.Dataset:
-    """The labelled numbers by `domain` (first `all`) and `control`.
+    """The labeled numbers by `domain` (first `all`) and `control`.
 
     Args:
         measured: What the passes measured.

@@ -26,9 +26,9 @@ CLIP = 0.995
 """The color scale ends at this quantile of the effects' size: with the largest few the others would be white."""
 METHODS = {"gradient": "estimated by gradient", "exact": "measured by ablation"}
 SCOPE_COLORS = {
-    ACROSS: style.COLOURS[0],
-    WITHIN_LAYERS: style.COLOURS[1],
-    WITHIN_DOMAINS: style.COLOURS[2],
+    ACROSS: style.COLORS[0],
+    WITHIN_LAYERS: style.COLORS[1],
+    WITHIN_DOMAINS: style.COLORS[2],
 }
 
 
@@ -50,7 +50,7 @@ def experts(table: xr.Dataset, context: Context) -> Figure:
         ylabel="layer",
         vmin=-reach,
         vmax=reach,
-        centre=0.0,
+        center=0.0,
     )
     caption(fig, context.caption, f"{_sample(table)}; red: the loss rises without the expert; blue: it falls{clipped}")
     return fig
@@ -82,7 +82,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
         columns=names,
         vmin=-reach,
         vmax=reach,
-        centre=0.0,
+        center=0.0,
         column_gaps=gaps,
         groups=context.groups,
     )
@@ -120,8 +120,8 @@ def agreement(table: xr.Dataset, context: Context) -> Figure:
     low, high = (MILLI * table[f"ablated_delta_loss_ci_{end}"].values for end in ("low", "high"))
     ends = np.array([estimate.min(), estimate.max()])
     ax.plot(ends, ends, color=style.NEUTRAL, linewidth=0.8, linestyle=DASHES, label="equal", zorder=1)
-    ax.vlines(estimate, low, high, color=style.COLOURS[0], linewidth=0.6, alpha=0.45)
-    ax.plot(estimate, exact, linestyle="", marker="o", markersize=2.6, color=style.COLOURS[0], label="expert")
+    ax.vlines(estimate, low, high, color=style.COLORS[0], linewidth=0.6, alpha=0.45)
+    ax.plot(estimate, exact, linestyle="", marker="o", markersize=2.6, color=style.COLORS[0], label="expert")
     ax.grid(axis="both")
     charts.label(ax, x="estimated by gradient (10⁻³ nats per token)", y="ablated (10⁻³ nats per token)")
     charts.legend_above(ax)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moescope.measures.correlation import ExpertCorrelation, correlate_experts, correlate_rows, pooled
 from moescope.measures.usage import lift, ratio
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 if TYPE_CHECKING:
     import xarray as xr

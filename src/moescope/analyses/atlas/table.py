@@ -18,7 +18,7 @@ from moescope.interventions.document_effects import INTERVAL, Documents, domain_
 from moescope.measures.constants import ALL, MIN_DOCUMENTS
 from moescope.measures.resampling import halves
 from moescope.measures.usage import ratio
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 if TYPE_CHECKING:
     from moescope.context import Context
@@ -31,7 +31,7 @@ TOP_EXPERTS = 3
 
 
 def table_of(measured: Measured, context: Context, method: Method) -> xr.Dataset:
-    """The labelled numbers; see `Atlas.table`."""
+    """The labeled numbers; see `Atlas.table`."""
     layers = list(context.layers)
     num_experts = measured.first_order.effects_GLE.shape[2]
     cells = [layers.index(ablation.layer) * num_experts + ablation.experts[0] for ablation in measured.ablations]

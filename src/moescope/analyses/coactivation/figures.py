@@ -33,7 +33,7 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
         frame["lift_median"],
         frame["lift_q95"],
         name="pairs of experts",
-        colour=style.COLOURS[0],
+        color=style.COLORS[0],
     )
     ax.plot(
         layers,
@@ -70,7 +70,7 @@ def lifts(table: xr.Dataset, context: Context) -> Figure:
         ylabel="experts, in the same order",
         vmin=-LOG2_LIMIT,
         vmax=LOG2_LIMIT,
-        centre=0.0,
+        center=0.0,
         note="how often two experts are selected together; each layer has its own order; −3 and 3: an eighth and eight "
         "times as often as under independent routing, or beyond",
     )

@@ -17,7 +17,7 @@ from moescope.analyses.contribution import figures as draw
 from moescope.analyses.contribution.options import ContributionOptions
 from moescope.analyses.contribution.table import domain_rows, expert_rows, promoted_tokens, token_rows, top_experts
 from moescope.statistics.contribution import ExpertContribution
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     from moescope.context import Context

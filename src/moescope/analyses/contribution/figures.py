@@ -54,7 +54,7 @@ def heat_maps(table: xr.Dataset, about: str, *, shared_experts: bool = False) ->
             title=title,
             vmin=min(0.0, float(np.nanmin(matrix_LE, initial=0.0))),
             vmax=max(float(np.nanquantile(matrix_LE, 0.995)) if np.isfinite(matrix_LE).any() else 0.0, 2 * center),
-            centre=center,
+            center=center,
         )
     note = (
         f"white: {even:.3g} %, an even share (1/E), or the layer's mean saliency; darkest red: 99.5th percentile of "
@@ -74,11 +74,11 @@ def by_layer(table: xr.Dataset, about: str) -> Figure:
     layers = table["layer"].values
     fig, ax = style.figure("column", 2.4)
     drawn = (
-        ("output_norm_mean", "output norm", style.COLOURS[0]),
-        ("saliency_mean", "saliency (weight × norm)", style.COLOURS[1]),
+        ("output_norm_mean", "output norm", style.COLORS[0]),
+        ("saliency_mean", "saliency (weight × norm)", style.COLORS[1]),
     )
     for name, words, color in drawn:
-        spread(ax, layers, *quantiles_over_pairs(table[name].values), name=words, colour=color)
+        spread(ax, layers, *quantiles_over_pairs(table[name].values), name=words, color=color)
     values = np.concatenate([table[name].values.ravel() for name, _, _ in drawn])
     if np.nanmin(values, initial=np.inf) > 0:
         ax.set_yscale("log")
@@ -121,7 +121,7 @@ def token_lists(table: xr.Dataset, about: str) -> Figure:
         for kind, start, end in (("promoted", columns["promotes"], columns["suppresses"] - 10),
                                  ("suppressed", columns["suppresses"], width)):  # fmt: skip
             _row_of_tokens(
-                ax, at[f"{kind}_token"].values.tolist(), start, end, y, line, style.COLOURS[kind != "promoted"]
+                ax, at[f"{kind}_token"].values.tolist(), start, end, y, line, style.COLORS[kind != "promoted"]
             )
         y += line
         before = layer

@@ -13,7 +13,7 @@ import xarray as xr
 from moescope.models.token_text import token_texts
 from moescope.models.unembedding import direct_logits
 from moescope.statistics.contribution import MEANS
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     from torch import Tensor

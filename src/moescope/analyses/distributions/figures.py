@@ -70,14 +70,14 @@ def by_rank(table: xr.Dataset, context: Context) -> Figure:
     """Means of all four quantities by rank, a line per layer."""
     fig, axes = style.figure("page", 4.2, 2, 2, sharex=True)
     layers = table["layer"].values.tolist()
-    colors = charts.depth_colours(layers)
+    colors = charts.depth_colors(layers)
     for ax, (name, panel) in zip(axes.flat, _panels(table.sizes["rank"]).items(), strict=True):
         by_layer = {str(layer): values for layer, values in zip(layers, table[f"{name}_by_rank"].values, strict=True)}
         charts.lines(
             ax,
             table["rank"].values,
             by_layer,
-            colours={str(layer): color for layer, color in colors.items()},
+            colors={str(layer): color for layer, color in colors.items()},
             title=panel.title + (" of the selected" if name in ("logit", "probability") else ""),
             ylabel=f"mean {panel.axis}",
             legend=False,

@@ -42,7 +42,7 @@ def confidence(table: xr.Dataset, context: Context) -> Figure:
     layers = table["layer"].values
     num_experts, num_selected = table.attrs["num_experts"], table.attrs["num_experts_per_token"]
     fig, (left, right) = style.figure("page", 2.5, 1, 2)
-    charts.band(left, layers, *_band(table, "entropy", 0.05, 0.95), colour=style.COLOURS[0])
+    charts.band(left, layers, *_band(table, "entropy", 0.05, 0.95), color=style.COLORS[0])
     charts.lines(
         left,
         layers,
@@ -75,10 +75,10 @@ def confidence_of_one(table: xr.Dataset, context: Context) -> Figure:
     edges, density = _density(table, "entropy")
     charts.histogram(left, edges, density, xlabel="router entropy (nats)", ylabel="density of tokens (1/nat)")
     shares = _shares(num_selected)
-    for (label, name), colour in zip(shares.items(), style.COLOURS, strict=False):
+    for (label, name), color in zip(shares.items(), style.COLORS, strict=False):
         edges, density = _density(table, name)
         charts.histogram(
-            right, edges, density, name=label, colour=colour, xlabel="probability", ylabel="density of tokens"
+            right, edges, density, name=label, color=color, xlabel="probability", ylabel="density of tokens"
         )
     charts.legend_above(right)
     uniform = f"uniform: {np.log(num_experts):.2f} nats, mass {num_selected}/{num_experts}"
@@ -140,17 +140,17 @@ def margins(table: xr.Dataset, context: Context) -> Figure:
     """Margin and boundary margin by layer, logarithmic."""
     layers = table["layer"].values
     fig, axes = style.figure("page", 2.5, 1, 2)
-    for ax, (name, title), colour in zip(axes, _MARGINS.items(), style.COLOURS, strict=False):
+    for ax, (name, title), color in zip(axes, _MARGINS.items(), style.COLORS, strict=False):
         least = table[f"{name}_bin"].values[1]  # quantiles below the axis are 0, which has no logarithm
         bands = [
             tuple(np.maximum(end, least) for end in _band(table, name, *ends)) for ends in ((0.05, 0.95), (0.25, 0.75))
         ]
-        charts.band(ax, layers, *bands[0], colour=colour)
+        charts.band(ax, layers, *bands[0], color=color)
         charts.lines(
             ax,
             layers,
             {"median": np.maximum(_median(table, name), least)},
-            colours={"median": colour},
+            colors={"median": color},
             bands={"median": bands[1]},
             title=title,
             xlabel="layer",
@@ -164,9 +164,9 @@ def margins(table: xr.Dataset, context: Context) -> Figure:
 def margins_of_one(table: xr.Dataset, context: Context) -> Figure:
     """Histograms of margin and boundary margin of a single layer."""
     fig, axes = style.figure("page", 2.5, 1, 2)
-    for ax, (name, title), colour in zip(axes, _MARGINS.items(), style.COLOURS, strict=False):
+    for ax, (name, title), color in zip(axes, _MARGINS.items(), style.COLORS, strict=False):
         edges, density = _density(table, name, log=True)
-        charts.histogram(ax, edges, density, title=title, colour=colour, log_x=True, xlabel=name.replace("_", " "))
+        charts.histogram(ax, edges, density, title=title, color=color, log_x=True, xlabel=name.replace("_", " "))
         charts.label(ax, y="density of tokens (per factor of 10)")
     caption(fig, context.caption, f"layer {table['layer'].values[0]}; {_selection(table)}")
     return fig

@@ -80,7 +80,7 @@ def _sweep(study: PromptEffects, model: str) -> Figure:
     null = _null_value(study)
     _with_controls(left, values, at_target, "changed", null if not is_set else None, null)
     charts.label(left, x=xlabel, y="KL(base ‖ changed) (nats)", title=f"KL at {_target(study)}")
-    for color, slot in zip(style.COLOURS, _top_slots(study), strict=False):
+    for color, slot in zip(style.COLORS, _top_slots(study), strict=False):
         name = study.texts[int(study.token_ids[0][slot])]
         probabilities = [math.exp(study.effects[index].changed.log_probabilities[0][slot]) for index in order]
         before = math.exp(study.base.log_probabilities[0][slot])
@@ -146,20 +146,20 @@ def _with_controls(
     """A line of KL, and lines and bands of both kinds of control; `null`: the value without effect, if known."""
     for prefix, label, color in (
         ("control_kl", CONTROL, style.NEUTRAL),
-        ("other_choices_kl", OTHERS, style.COLOURS[1]),
+        ("other_choices_kl", OTHERS, style.COLORS[1]),
     ):
         if rows[f"{prefix}_median"].notna().any():
             low, middle, high = (
                 _with_point(x, rows[f"{prefix}_{which}"], null_of_controls, 0.0) for which in ("low", "median", "high")
             )
             ax.plot(*middle, color=color, linestyle=DASHES, zorder=2, label=label)
-            charts.band(ax, low[0], low[1], high[1], colour=color)
-    ax.plot(*_with_point(x, rows["kl"], null, 0.0), color=style.COLOURS[0], zorder=3)
+            charts.band(ax, low[0], low[1], high[1], color=color)
+    ax.plot(*_with_point(x, rows["kl"], null, 0.0), color=style.COLORS[0], zorder=3)
     ax.plot(
         x,
         rows["kl"],
         marker="o" if len(x) <= 40 else "",
-        color=style.COLOURS[0],
+        color=style.COLORS[0],
         label=name,
         zorder=3,
         linestyle="-" if null is None else "",
@@ -215,14 +215,14 @@ def _next_tokens(study: PromptEffects, model: str) -> Figure:
     )
     left.hlines(heights, rows["probability_before"], rows["probability_after"], color=style.NEUTRAL, linewidth=0.8)
     left.plot(rows["probability_before"], heights, "o", color=style.NEUTRAL, label="before")
-    left.plot(rows["probability_after"], heights, "o", color=style.COLOURS[0], label="after")
+    left.plot(rows["probability_after"], heights, "o", color=style.COLORS[0], label="after")
     left.set_xscale("log")
     charts.log_ticks(left, "x")
     left.set_yticks(heights, names)
     left.set_ylim(len(rows) - 0.5, -0.5)
     charts.label(left, x="probability", title=f"Next token at {_target(study)}")
     right.axvline(0, color=style.NEUTRAL, linewidth=0.6)
-    right.plot(rows["log_probability_change"], heights, "o", color=style.COLOURS[0], label=study.effects[0].description)
+    right.plot(rows["log_probability_change"], heights, "o", color=style.COLORS[0], label=study.effects[0].description)
     if study.draws:
         right.hlines(
             heights,
@@ -235,7 +235,7 @@ def _next_tokens(study: PromptEffects, model: str) -> Figure:
         right.plot(rows["control_change_median"], heights, "|", color=style.NEUTRAL, markersize=6, label=CONTROL)
     if study.effects[0].other:
         spans = rows["other_choices_change_low"], rows["other_choices_change_high"]
-        right.hlines(heights, *spans, color=style.COLOURS[1], linewidth=0.8, label=OTHERS)
+        right.hlines(heights, *spans, color=style.COLORS[1], linewidth=0.8, label=OTHERS)
     right.xaxis.set_major_locator(MaxNLocator(5))
     charts.label(right, x="change of log-probability (nats)", title="Change")
     for ax in (left, right):

@@ -27,7 +27,7 @@ PALE = "#c9c9c9"
 LABEL_SIZE = 6.0
 MOST_TILES = 144
 MOST_ROUNDS = 600
-COLORS = {"expert": style.COLOURS[0], "domain": style.COLOURS[1]}
+COLORS = {"expert": style.COLORS[0], "domain": style.COLORS[1]}
 
 
 def drawings(table: xr.Dataset, context: Context) -> Iterator[Drawing]:
@@ -46,11 +46,11 @@ def group_of(context: Context) -> tuple[dict[str, str], dict[str, str]]:
     """What each domain is colored by (its group; itself, where few domains have no groups), and the colors."""
     if context.groups:
         groups = {domain: context.groups.get(domain, "other") for domain in context.domains}
-        return groups, style.group_colours(groups)
-    if len(context.domains) <= len(style.COLOURS):
+        return groups, style.group_colors(groups)
+    if len(context.domains) <= len(style.COLORS):
         named = {domain: domain for domain in context.domains}
-        return named, dict(zip(context.domains, style.COLOURS, strict=False))
-    return dict.fromkeys(context.domains, "all domains"), {"all domains": style.COLOURS[0]}
+        return named, dict(zip(context.domains, style.COLORS, strict=False))
+    return dict.fromkeys(context.domains, "all domains"), {"all domains": style.COLORS[0]}
 
 
 @styled
@@ -177,8 +177,8 @@ def recovered(table: xr.Dataset, about: str) -> Figure:
     layers = table["layer"].values
     for kind, color in COLORS.items():
         percents = {what: 100 * table[f"{kind}_{what}"].values for what in ("accuracy", "ci_low", "ci_high", "chance")}
-        charts.band(ax, layers, percents["ci_low"], percents["ci_high"], colour=color)
-        charts.lines(ax, layers, {kind: percents["accuracy"]}, colours={kind: color}, legend=False)
+        charts.band(ax, layers, percents["ci_low"], percents["ci_high"], color=color)
+        charts.lines(ax, layers, {kind: percents["accuracy"]}, colors={kind: color}, legend=False)
         ax.plot(layers, percents["chance"], color=color, linestyle=DASHES, linewidth=1.0,
                 marker="_" if len(layers) == 1 else "")  # fmt: skip
     ax.plot([], [], color=style.NEUTRAL, linestyle=DASHES, label="chance")

@@ -15,7 +15,7 @@ from moescope.analyses.map.projection import MIN_DIST, MIN_POINTS, NUM_EPOCHS, P
 from moescope.errors import MoescopeWarning
 from moescope.measures.neighbors import nearest, recovery
 from moescope.models.token_text import token_texts
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

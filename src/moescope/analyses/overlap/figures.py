@@ -25,11 +25,11 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
     panels = (("jaccard", "occurrences: Jaccard"), ("weighted_jaccard", "vocabulary: weighted Jaccard"))
     for ax, (measure, title) in zip(axes, panels, strict=True):
         for name, color, suffix in (
-            ("pairs of experts", style.COLOURS[0], ""),
+            ("pairs of experts", style.COLORS[0], ""),
             ("independent routing", style.NEUTRAL, "_independent"),
         ):
             quantiles = quantiles_over_pairs(table[f"{measure}{suffix}"].values[:, i_P, j_P])
-            spread(ax, layers, *quantiles, name=name, colour=color, dashed=bool(suffix))
+            spread(ax, layers, *quantiles, name=name, color=color, dashed=bool(suffix))
         charts.label(ax, x="layer", y="overlap (share)" if ax is axes[0] else None, title=title)
         ax.set_ylim(bottom=0)
     handles, names = axes[0].get_legend_handles_labels()

@@ -76,7 +76,7 @@ def lifts(table: xr.Dataset, context: Context) -> Figure:
         ylabel="expert at the earlier layer",
         vmin=-LOG2_LIMIT,
         vmax=LOG2_LIMIT,
-        centre=0.0,
+        center=0.0,
         note="tokens with both experts, all pairs of selected ones; experts ordered by similarity of their paths, a "
         "layer in one order in both its panels; −3 and 3: an eighth and eight times as often, or beyond",
     )

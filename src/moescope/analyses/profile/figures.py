@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from moescope.figures.experts import quantiles_over_pairs, spread
 from moescope.figures import caption, charts, style, styled
+from moescope.figures.experts import quantiles_over_pairs, spread
 from moescope.figures.shaded_text import LINE_SPACING, MONOSPACED, drawable, fitting, shaded_text, text_width, wrapped
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from moescope.context import Context
     from moescope.analyses.profile.schema import ExpertProfile
+    from moescope.context import Context
 
 POINTS = 72.0
 MARGIN = 6.0

@@ -37,7 +37,9 @@ def _labels(results: Results) -> Finding | None:
     )
     by_layer = known.groupby("layer")["balanced_accuracy"].median()
     if len(by_layer) > 1:
-        text += f" Median balanced accuracy is highest at layer {by_layer.idxmax()}, lowest at layer {by_layer.idxmin()}."
+        text += (
+            f" Median balanced accuracy is highest at layer {by_layer.idxmax()}, lowest at layer {by_layer.idxmin()}."
+        )
     if not above:
         return Finding("profile", "No expert's label is above chance", text, "not shown")
     title = f"A statistical label is above chance for {percent(above / len(known), 0)} of experts"

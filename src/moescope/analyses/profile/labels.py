@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.measures.resampling import poisson_weights
-from moescope.statistics.samples.tokens import SampledTokens
 from moescope.measures.usage import ratio, replicate_range
+from moescope.statistics.samples.tokens import SampledTokens
 
 Rule = Literal["domains", "tokens", "either", "both"]
 
@@ -27,8 +27,8 @@ RULES: dict[Rule, str] = {
     "both": "the document is of the domains named, and the token is one of those named",
 }
 NOTE = (
-    "A statistical label: the rule that best separates this expert's tokens from all others on one half of the documents, "
-    "evaluated on the other. It names what is routed to the expert, not what the expert computes."
+    "A statistical label: the rule that best separates this expert's tokens from all others on one half of the "
+    "documents, evaluated on the other. It names what is routed to the expert, not what the expert computes."
 )
 MOST_TOKENS = 10
 MIN_COUNT = 5

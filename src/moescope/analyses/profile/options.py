@@ -12,8 +12,8 @@ class ProfileOptions:
     """Which experts are profiled, and with what."""
 
     experts: tuple[int, ...] | None = field(default=None, metadata={"flags": ["--experts", "--expert", "--expert-id"]})
-    """Experts to write a file and a page about, numbered from 0, of every layer looked at. Default: all, as lines of one
-    file, with pages about those whose label has the highest balanced accuracy on the selection half."""
+    """Experts to write a file and a page about, numbered from 0, of every layer looked at. Default: all, as lines of
+    one file, with pages about those whose label has the highest balanced accuracy on the selection half."""
 
     num_contexts: int = field(default=8, metadata={"flags": ["--num-contexts", "--contexts"]})
     """Contexts to keep of each expert, at most one of a document."""

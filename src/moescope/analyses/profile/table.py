@@ -1,4 +1,4 @@
-"""All that is known of every expert of a run, as one labelled table: what profiles are made of."""
+"""All that is known of every expert of a run, as one labeled table: what profiles are made of."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from moescope.analyses.profile.labels import Label, Part, labels
 from moescope.analyses.weights.analysis import leading
 from moescope.measures.constants import MIN_EXPECTED
 from moescope.models.token_text import token_texts
-from moescope.statistics.labelled import variable
 from moescope.statistics.tokens import Reading, TokenUsage
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -224,7 +224,7 @@ def outputs_neighbors_part(similarity: xr.Dataset) -> xr.Dataset:
     """The nearest experts of each by output on the same tokens, by debiased CKA."""
     name, measure = "nearest_by_output", "cka"
     variables = nearest(similarity[measure].values, name, "highest debiased CKA of outputs on the same tokens")
-    for key in (measure, f"{measure}_low", f"{measure}_high", "cosine", "centred_cosine"):
+    for key in (measure, f"{measure}_low", f"{measure}_high", "cosine", "centered_cosine"):
         values = picked(similarity[key].values, variables[f"{name}_expert"][1])
         variables[f"{name}_{key}"] = ((*PAIR, "neighbor"), values, dict(similarity[key].attrs))
     definition = similarity[measure].attrs["definition"]
@@ -244,7 +244,7 @@ def weights_part(weights: xr.Dataset) -> xr.Dataset:
     if "matched" in measure and matched < possible:
         definition += f"; among {matched:,} of {possible:,} pairs of experts, drawn at random"
     variables = nearest(weights[measure].values, name, f"highest {measure.replace('_', ' ')}")
-    others = [key for key in ("router_centred_cosine",) if key in weights]
+    others = [key for key in ("router_centered_cosine",) if key in weights]
     for key in (measure, *others):
         values = picked(weights[key].values, variables[f"{name}_expert"][1])
         variables[f"{name}_{key}"] = ((*PAIR, "neighbor"), values, dict(weights[key].attrs))

@@ -32,13 +32,13 @@ def panels(table: xr.Dataset, about: str) -> Figure:
 
 def _panel(ax: Axes, relation: xr.Dataset) -> None:
     at = relation.isel(layer=relation["num_values"].values > 0)
-    layers, color = at["layer"].values.astype(float), style.COLOURS[0]
+    layers, color = at["layer"].values.astype(float), style.COLORS[0]
     null = at["null_low"].values, at["null_high"].values
-    charts.band(ax, layers, *null, colour=style.NEUTRAL, label="experts permuted")
+    charts.band(ax, layers, *null, color=style.NEUTRAL, label="experts permuted")
     ax.axhline(0, color=style.NEUTRAL, linewidth=0.6, linestyle=DASHES)
     ax.vlines(layers, at["ci_low"].values, at["ci_high"].values, color=color, linewidth=0.9, alpha=0.7)
     series = {"measured": at["rank_correlation"].values}
-    charts.lines(ax, layers, series, colours={"measured": color}, legend=False, ylim=(-1, 1))
+    charts.lines(ax, layers, series, colors={"measured": color}, legend=False, ylim=(-1, 1))
     mean, low, high = (float(relation[POOLED + name]) for name in ("rank_correlation", "ci_low", "ci_high"))
     charts.label(ax, title=f"{relation['relation'].item()}\n{mean:.2f} ({low:.2f} to {high:.2f})")
     if len(layers) == 1:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from moescope.results.reading import Results
 
-OUTPUTS = ("similarity.cka", "similarity.centred_cosine")
+OUTPUTS = ("similarity.cka", "similarity.centered_cosine")
 COACTIVATION = "coactivation.lift"
 WEAK = 0.2
 """A rank correlation below this is called weak."""

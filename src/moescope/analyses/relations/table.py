@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 
 from moescope.measures.correlation import ExpertCorrelation, correlate_experts, pooled
-from moescope.statistics.labelled import variable
+from moescope.statistics.variables import variable
 
 _DIMENSIONS = {"pairs": ("layer", "expert", "other_expert"), "experts": ("layer", "expert")}
 _COLUMNS = {
@@ -51,12 +51,12 @@ class Relation:
 
 RELATIONS = [
     Relation("matched weights, output CKA", "weights.joined_matched_cosine", "similarity.cka"),
-    Relation("matched weights, output cosine", "weights.joined_matched_cosine", "similarity.centred_cosine"),
+    Relation("matched weights, output cosine", "weights.joined_matched_cosine", "similarity.centered_cosine"),
     Relation("router rows, output CKA", "weights.router_cosine", "similarity.cka"),
-    Relation("router rows, output cosine", "weights.router_cosine", "similarity.centred_cosine"),
+    Relation("router rows, output cosine", "weights.router_cosine", "similarity.centered_cosine"),
     Relation("router rows, matched weights", "weights.router_cosine", "weights.joined_matched_cosine"),
     Relation("output CKA, co-activation", "similarity.cka", "coactivation.lift"),
-    Relation("output cosine, co-activation", "similarity.centred_cosine", "coactivation.lift"),
+    Relation("output cosine, co-activation", "similarity.centered_cosine", "coactivation.lift"),
     Relation("matched weights, co-activation", "weights.joined_matched_cosine", "coactivation.lift"),
     Relation("router rows, co-activation", "weights.router_cosine", "coactivation.lift"),
     Relation("router row norm, usage", "weights.router_norm", "usage.selection_frequency"),

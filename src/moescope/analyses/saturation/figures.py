@@ -58,14 +58,14 @@ def over_training(table: xr.Dataset, context: Context) -> Figure:
 def by_layer(table: xr.Dataset, context: Context) -> Figure:
     """Saturation over layers, a line a checkpoint."""
     names = [str(name) for name in table["checkpoint"].values]
-    few = len(names) <= len(style.COLOURS) - 1
-    colors = list(style.COLOURS[: len(names)]) if few else _ramp(len(names))
+    few = len(names) <= len(style.COLORS) - 1
+    colors = list(style.COLORS[: len(names)]) if few else _ramp(len(names))
     fig, axes = style.figure("page", 2.6, 1, 2, sharey=True)
     for ax, (ranks, title) in zip(axes, RANKS.items(), strict=True):
         values = table[f"{ranks}_saturation"].values
         charts.lines(
             ax, table["layer"].values, dict(zip(names, values, strict=True)),
-            colours=dict(zip(names, colors, strict=True)), xlabel="layer", title=title, legend=False,
+            colors=dict(zip(names, colors, strict=True)), xlabel="layer", title=title, legend=False,
             ylabel="router saturation (share)" if ax is axes[0] else None, ylim=(0, 1),
         )  # fmt: skip
         _chance(ax, float(table[f"{ranks}_saturation_chance"][0, 0]))

@@ -144,7 +144,7 @@ def _comparison(
         measures["deconfounded_cka"] = terms.cka(given_last=True)
         measures["linear_cka"] = linear_VV[:-1, :-1], linear_GVV[:, :-1, :-1]
     measures["cosine"] = cosines.finish()
-    measures["centred_cosine"] = centered.finish()
+    measures["centered_cosine"] = centered.finish()
     present_G = torch.bincount(groups_N, minlength=max(1, num_groups))[:num_groups] > 0
     moved = {name: (whole.cpu(), without.cpu()) for name, (whole, without) in measures.items()}
     return Comparison(moved, present_G.cpu(), num_minibatches)

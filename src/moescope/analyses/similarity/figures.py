@@ -24,9 +24,9 @@ NAMES = {
     "deconfounded_cka": "deconfounded CKA",
     "linear_cka": "linear CKA (biased)",
     "cosine": "cosine",
-    "centred_cosine": "centered cosine",
+    "centered_cosine": "centered cosine",
 }
-GUARDS = {"cka": "deconfounded_cka", "cosine": "centred_cosine"}
+GUARDS = {"cka": "deconfounded_cka", "cosine": "centered_cosine"}
 """The measure beside each that removes its most frequent confounder: shared inputs; a common mean output."""
 MOST_LARGE = 3
 """Layers that have large heat maps: all, or the first, the middle and the last; a page of small ones shows all."""
@@ -102,7 +102,7 @@ def all_layers(table: xr.Dataset, about: str, measure: str) -> Figure:
         ylabel="experts, in the same order",
         vmin=vmin,
         vmax=vmax,
-        centre=center,
+        center=center,
         note=f"{words}each layer has its own order; colors end at 0.5 and 99.5 % of pairs"
         f"{'; gray: no value' if any(_missing(matrix_EE) for matrix_EE in matrices) else ''}",
     )
@@ -127,10 +127,10 @@ def clustered_map(at: xr.Dataset, about: str, measure: str, mode: str) -> Figure
         title=f"layer {int(at['layer'])}: {NAMES[measure]} of experts' outputs",
         vmin=vmin,
         vmax=vmax,
-        centre=center,
-        colourbar=False,
+        center=center,
+        colorbar=False,
     )
-    charts.panel_colourbar(mesh, [ax], NAMES[measure])
+    charts.panel_colorbar(mesh, [ax], NAMES[measure])
     note = f"{_sample(at, mode)}; distance: 1 - {NAMES[measure]}, average linkage; diagonal left out"
     caption(fig, about, f"{note}{_missing(matrix_EE)}; colors end at 0.5 and 99.5 % of pairs")
     return fig
@@ -151,13 +151,13 @@ def beside_baselines(at: xr.Dataset, about: str, measure: str) -> Figure:
         finite = matrix_EE[np.isfinite(matrix_EE)]
         mean = f": mean {finite.mean():.2f}" if finite.size else ""
         mesh = charts.heatmap(
-            ax, matrix_EE, label=NAMES[measure], title=title + mean, vmin=vmin, vmax=vmax, centre=center,
-            colourbar=False,
+            ax, matrix_EE, label=NAMES[measure], title=title + mean, vmin=vmin, vmax=vmax, center=center,
+            colorbar=False,
         )  # fmt: skip
         ax.set_aspect("equal")
         ax.set_xticks([])
         ax.set_yticks([])
-    charts.panel_colourbar(mesh, axes, "similarity")
+    charts.panel_colorbar(mesh, axes, "similarity")
     fig.supxlabel(f"experts of layer {int(at['layer'])}, all panels in the order of the first")
     baseline = any(name.endswith(BASELINE) for name in shown.values())
     words = (
@@ -175,12 +175,12 @@ def by_layer(table: xr.Dataset, about: str, measures: Sequence[str]) -> Figure:
     fig, axes = style.figure("page" if len(shown) > 1 else "column", 2.3, 1, len(shown), squeeze=False)
     for ax, measure in zip(axes[0], shown, strict=True):
         for suffix, name, color in (
-            ("", "pairs of experts", style.COLOURS[0]),
+            ("", "pairs of experts", style.COLORS[0]),
             (BASELINE, "random-weight baseline", style.NEUTRAL),
         ):
             if measure + suffix in table:
                 quantiles = quantiles_over_pairs(table[measure + suffix].values[:, i_P, j_P])
-                spread(ax, table["layer"].values, *quantiles, name=name, colour=color, dashed=bool(suffix))
+                spread(ax, table["layer"].values, *quantiles, name=name, color=color, dashed=bool(suffix))
         charts.label(ax, x="layer", y="similarity" if ax is axes[0][0] else None, title=NAMES[measure])
     limits = [ax.get_ylim() for ax in axes[0]]
     for ax in axes[0]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MEASURES = {
     "cka": ("debiased CKA", "deconfounded_cka", "Deconfounded CKA (inputs regressed out)", "shared inputs"),
-    "cosine": ("cosine", "centred_cosine", "Centered cosine (each expert's mean output subtracted)", "mean outputs"),
+    "cosine": ("cosine", "centered_cosine", "Centered cosine (each expert's mean output subtracted)", "mean outputs"),
 }
 """Measure -> its name, the measure that guards it against a confounder, that one's name, the confounder."""
 

@@ -12,7 +12,7 @@ import xarray as xr
 from moescope.analyses.similarity.comparing import MINIBATCH, Comparison
 from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.measures.jackknife import interval
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ DEFINITIONS = {
     "deconfounded_cka": "debiased CKA after the inputs' Gram matrix was regressed out of each expert's",
     "linear_cka": "linear CKA, from the biased HSIC: high for few tokens and wide outputs, whatever is compared",
     "cosine": "cosine of two experts' outputs for the same token, mean over tokens",
-    "centred_cosine": "the same after each expert's mean output was subtracted",
+    "centered_cosine": "the same after each expert's mean output was subtracted",
 }
 
 

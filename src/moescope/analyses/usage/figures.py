@@ -39,7 +39,7 @@ def frequency(table: xr.Dataset, context: Context) -> Figure:
         xlabel="expert",
         ylabel="layer",
         vmin=0.0,
-        centre=baseline,
+        center=baseline,
         vmax=max(float(np.nanmax(percent_LE, initial=0.0)), 2 * baseline),
     )
     caption(fig, context.caption, f"white: {baseline:.3g} % (uniform routing, K/E); blue: lower; red: higher")
@@ -59,7 +59,7 @@ def load(table: xr.Dataset, context: Context) -> Figure:
     ]
     for ax, (name, title, limits, uniform) in zip(axes, panels, strict=True):
         low_L, high_L = (end.reduce(table[name].values, axis=-1) for end in (np.fmin, np.fmax))  # NaN is left out
-        charts.band(ax, layers, low_L, high_L, colour=style.COLOURS[0], label="range over domains")
+        charts.band(ax, layers, low_L, high_L, color=style.COLORS[0], label="range over domains")
         charts.lines(
             ax,
             layers,
@@ -108,11 +108,11 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
             vmax=max(highest, 1e-9),
             row_gaps=charts.group_starts(names, context.groups),
             groups=context.groups,
-            colourbar=False,
+            colorbar=False,
         )
         if len(order_E) > MOST_LABELS:  # thinned-out ids in no order would be useless
             ax.set_xticks([])
-    charts.panel_colourbar(mesh, axes[: len(shown)], "% of the domain's tokens")
+    charts.panel_colorbar(mesh, axes[: len(shown)], "% of the domain's tokens")
     fig.supxlabel(f"experts (all {table.sizes['expert']}), ordered by the domain of their highest lift")
     uniform = f"{100 * table.attrs['uniform_baseline']:.3g} %"
     note = f"domain specialization; uniform routing: {uniform} everywhere; each layer has its own order"
@@ -131,7 +131,7 @@ def specialists(table: xr.Dataset, context: Context) -> Figure:
         .sort_values("domain_specialization", ascending=False, kind="stable")
     )
     fig, ax = style.figure("column", style.height_for(len(top), 0.15, 1.0))
-    colours = style.group_colours(context.groups)
+    colors = style.group_colors(context.groups)
     charts.bars(
         ax,
         [f"{row.domain} · layer {row.layer}, expert {row.expert}" for row in top.itertuples()],
@@ -139,7 +139,7 @@ def specialists(table: xr.Dataset, context: Context) -> Figure:
         xlabel="",
         low=100 * top["ci_low"].to_numpy(),
         high=100 * top["ci_high"].to_numpy(),
-        colours=[colours.get(context.groups.get(domain, ""), style.COLOURS[0]) for domain in top["domain"]],
+        colors=[colors.get(context.groups.get(domain, ""), style.COLORS[0]) for domain in top["domain"]],
         baseline=("uniform routing (K/E)", 100 * table.attrs["uniform_baseline"]),
     )
     ax.set_xlim(left=0)
@@ -157,14 +157,14 @@ def information(table: xr.Dataset, context: Context) -> Figure:
     """Mutual information of expert and domain per layer, with its range under the null."""
     fig, ax = style.figure("column", 2.4)
     layers, name = table["layer"].values, "mutual_information"
-    charts.band(ax, layers, table[f"{name}_null_low"].values, table[f"{name}_null_high"].values, colour=style.NEUTRAL)
+    charts.band(ax, layers, table[f"{name}_null_low"].values, table[f"{name}_null_high"].values, color=style.NEUTRAL)
     charts.lines(
         ax,
         layers,
         {"observed": table[name].values, "null": table[f"{name}_null_mean"].values},
         xlabel="layer",
         ylabel="I(expert; domain) (bits)",
-        colours={"null": style.NEUTRAL},
+        colors={"null": style.NEUTRAL},
         legend=False,
         ylim=(0.0, None),
     )
@@ -183,10 +183,10 @@ def divergence(table: xr.Dataset, context: Context) -> Figure:
     """Jensen-Shannon divergence of the experts per layer: median and spread over experts, observed and null."""
     fig, ax = style.figure("column", 2.4)
     layers = table["layer"].values
-    series, colours = {}, {"observed": style.COLOURS[0], "null": style.NEUTRAL}
+    series, colors = {}, {"observed": style.COLORS[0], "null": style.NEUTRAL}
     for name, variable in (("observed", "divergence"), ("null", "divergence_null_mean")):
         low_L, median_L, high_L = quantiles_over_pairs(table[variable].values)
-        charts.band(ax, layers, low_L, high_L, colour=colours[name])
+        charts.band(ax, layers, low_L, high_L, color=colors[name])
         series[name] = median_L
     charts.lines(
         ax,
@@ -194,7 +194,7 @@ def divergence(table: xr.Dataset, context: Context) -> Figure:
         series,
         xlabel="layer",
         ylabel="divergence (bits)",
-        colours=colours,
+        colors=colors,
         legend=False,
         ylim=(0.0, None),
     )

@@ -12,8 +12,8 @@ import xarray as xr
 from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.context import Context
 from moescope.models.token_text import token_texts
-from moescope.statistics.labelled import variable
 from moescope.statistics.tokens import TokenUsage
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     from moescope.statistics.base import Statistic

@@ -73,7 +73,7 @@ class Weights(WeightsOptions, Analysis):
         return min(most, int(MOST_WORK // work) if self.pairs is None else self.pairs)
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By layer, with X one of gate, up, down and joined, or router and router_centred.
+        """By layer, with X one of gate, up, down and joined, or router and router_centered.
 
         By `layer, expert, other_expert`: X_cosine; X_matched_cosine of matrices, NaN where a pair was not matched. By
         `layer, expert`: X_norm; X_effective_rank of matrices. By `layer, component`: X_singular_value, the mean over

@@ -52,9 +52,9 @@ def by_layer(table: xr.Dataset, about: str) -> Figure:
     fig, axes = style.figure("page", 2.2, 1, len(shown), squeeze=False, sharey=True)
     for ax, (name, title) in zip(axes[0], shown.items(), strict=True):
         quantiles = quantiles_over_pairs(_pairs(table, name))
-        spread(ax, table["layer"].values, *quantiles, name="pairs of experts", colour=style.COLOURS[0])
+        spread(ax, table["layer"].values, *quantiles, name="pairs of experts", color=style.COLORS[0])
         quantiles = quantiles_over_pairs(_pairs(table, name + BASELINE))
-        spread(ax, table["layer"].values, *quantiles, name=CONTROL, colour=style.NEUTRAL, dashed=True)
+        spread(ax, table["layer"].values, *quantiles, name=CONTROL, color=style.NEUTRAL, dashed=True)
         charts.label(ax, x="layer", y="cosine of weights" if ax is axes[0][0] else None, title=title)
     handles, names = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside upper center", ncols=len(names))
@@ -106,10 +106,10 @@ def clustered_map(at: xr.Dataset, about: str) -> Figure:
         title=f"layer {int(at['layer'])}: {words}",
         vmin=low,
         vmax=high,
-        centre=None if low >= 0 else 0.0,
-        colourbar=False,
+        center=None if low >= 0 else 0.0,
+        colorbar=False,
     )
-    charts.panel_colourbar(mesh, [ax], words)
+    charts.panel_colorbar(mesh, [ax], words)
     control = at[first + BASELINE].values
     mean = float(np.nanmean(control)) if np.isfinite(control).any() else np.nan
     note = (
@@ -126,9 +126,9 @@ def effective_ranks(table: xr.Dataset, about: str) -> Figure:
     fig, axes = style.figure("page", 2.2, 1, len(names), squeeze=False, sharey=True)
     for ax, name in zip(axes[0], names, strict=True):
         quantiles = quantiles_over_pairs(table[f"{name}_effective_rank"].values)
-        spread(ax, table["layer"].values, *quantiles, name="experts", colour=style.COLOURS[0])
+        spread(ax, table["layer"].values, *quantiles, name="experts", color=style.COLORS[0])
         quantiles = quantiles_over_pairs(table[f"{name}_effective_rank{BASELINE}"].values)
-        spread(ax, table["layer"].values, *quantiles, name=CONTROL, colour=style.NEUTRAL, dashed=True)
+        spread(ax, table["layer"].values, *quantiles, name=CONTROL, color=style.NEUTRAL, dashed=True)
         charts.label(ax, x="layer", y="effective rank (directions)" if ax is axes[0][0] else None, title=name)
     axes[0][0].set_ylim(0, table.sizes["component"])
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -143,7 +143,7 @@ def spectra(table: xr.Dataset, about: str) -> Figure:
     """Mean singular values of experts' matrices, a line for each layer."""
     names = [name for name in ("gate", "up", "down") if f"{name}_singular_value" in table]
     layers = table["layer"].values.tolist()
-    colors = charts.depth_colours(layers)
+    colors = charts.depth_colors(layers)
     rank_C = np.arange(1, table.sizes["component"] + 1)
     fig, axes = style.figure("page", 2.3, 1, len(names), squeeze=False, sharey=True)
     for ax, name in zip(axes[0], names, strict=True):
@@ -151,7 +151,7 @@ def spectra(table: xr.Dataset, about: str) -> Figure:
             ax.plot(rank_C, values_C, color=colors[layer], linewidth=0.9)
         if len(layers) == 1:
             ends = (table[f"{name}_singular_value{end}"].values[0] for end in ("_low", "_high"))
-            charts.band(ax, rank_C, *ends, colour=colors[layers[0]])
+            charts.band(ax, rank_C, *ends, color=colors[layers[0]])
         control_C = table[f"{name}_singular_value{BASELINE}"].values.mean(0)
         ax.plot(rank_C, control_C, color=style.NEUTRAL, linestyle=DASHES, label=CONTROL)
         ax.grid(axis="y")

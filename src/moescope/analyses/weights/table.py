@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from moescope.analyses.weights.matching import JOINED, Neurons, cosines_of_rows, effective_rank
-from moescope.statistics.labelled import Variable, variable
+from moescope.statistics.variables import Variable, variable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +22,7 @@ CONTROL_EXPERTS = 8
 BASELINE = "_redrawn"
 """How the names of variables about random directions with matched norms end."""
 ROUTER = "router"
-CENTERED = "router_centred"
+CENTERED = "router_centered"
 MATRICES = {
     "gate": "gate matrices",
     "up": "up matrices",

@@ -14,8 +14,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.measures.resampling import sample_hashes
+from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.statistics.samples.base import EMPTY, Sample
 
 NO_TOKEN = -1

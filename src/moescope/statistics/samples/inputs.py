@@ -17,8 +17,8 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.labelled import variable
 from moescope.statistics.samples.base import SmallestTokens
+from moescope.statistics.variables import variable
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from moescope.errors import at_least
 from moescope.measures.resampling import sample_hashes
 from moescope.records import ExpertOutputs, Routing
-from moescope.statistics.labelled import variable
 from moescope.statistics.samples.base import EMPTY, SmallestHashes
+from moescope.statistics.variables import variable
 
 if TYPE_CHECKING:
     import xarray as xr

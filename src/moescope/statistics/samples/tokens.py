@@ -10,8 +10,8 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from moescope.records import ExpertOutputs, Routing
 from moescope.measures.resampling import halves
+from moescope.records import ExpertOutputs, Routing
 from moescope.statistics.samples.base import SmallestTokens
 
 

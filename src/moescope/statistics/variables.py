@@ -1,4 +1,4 @@
-"""Labelled numbers: the one way in which tables are put together."""
+"""Labeled numbers: the one way in which tables are put together."""
 
 from __future__ import annotations
 
