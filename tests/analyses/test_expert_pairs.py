@@ -89,7 +89,7 @@ def test_vocabulary_rows(frames: Mapping[str, pd.DataFrame], plain: dict, record
 def test_top_tokens_are_readable_and_those_of_the_counts(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
     top = frames["vocabulary_top_tokens"]
     assert set(top.reading) == {"input", "predicted", "next"}
-    first = top[(top.layer == 1) & (top.reading == "input") & (top.order == "count") & (top.place == 0)]
+    first = top[(top.layer == 1) & (top.reading == "input") & (top.order == "count") & (top["rank"] == 0)]
     for row in first.itertuples():
         counts = Counter(token for token, experts in plain[1] if row.expert in experts)
         assert row.num_selected == max(counts.values()) == counts[row.token_id]
@@ -117,7 +117,7 @@ def test_overlap_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
     assert set(frame.measure) == {"jaccard", "overlap_coefficient", "weighted_jaccard"}
     assert (pairs.overlap >= 0).all()
     assert (pairs.overlap <= 1).all()
-    excess = (pairs.overlap - pairs.overlap_independent).groupby([pairs.layer, pairs.measure])
+    excess = (pairs.overlap - pairs.overlap_chance).groupby([pairs.layer, pairs.measure])
     assert excess.apply(lambda group: group.is_monotonic_decreasing).all()
 
 
@@ -132,7 +132,7 @@ def test_coactivation_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> N
         assert row.coactivation == pytest.approx(both / alone)
         assert row.coactivation_reverse == pytest.approx(both / other)
         assert row.lift == pytest.approx(len(sets) * both / (alone * other))
-        assert row.num_together_independent >= 20
+        assert row.num_together_chance >= 20
     assert pairs.groupby("layer").lift.apply(lambda lifts: lifts.is_monotonic_decreasing).all()
 
 
@@ -150,7 +150,7 @@ def test_paths_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
         assert (row.num_paths, row.top1_num_paths) == (both, first)
         assert row.transition == pytest.approx(both / before)
         assert row.lift == pytest.approx(both * len(plain[0]) / before / after)
-    assert (frame.top1_nmi > frame.top1_nmi_independent).all()
+    assert (frame.top1_nmi > frame.top1_nmi_chance).all()
 
 
 def test_figures_are_drawn_and_saved(run: Run, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_numbers_against_the_records_themselves(model, corpus, profiles):
         ]
         if profile.coactivated:
             assert profile.coactivated[0].num_together == sum(map(int, together))
-    assert sorted(mine[2, expert].usage.place for expert in range(8)) == list(range(8))
+    assert sorted(mine[2, expert].usage.rank for expert in range(8)) == list(range(8))
 
 
 def test_contexts_show_the_text(run, profiles):

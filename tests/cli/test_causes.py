@@ -24,11 +24,11 @@ def test_an_expert_is_ablated_beside_its_controls(moescope, here, tiny, shelf):
     # A byte a token: the tiny tokenizer's tokens are bytes.
     assert (frame.num_bytes == frame.num_tokens).all()
     assert np.allclose(frame.bits_per_byte, frame.loss / np.log(2))
-    assert np.allclose(frame.excess, frame.delta_loss - frame.control_delta_loss)
+    assert np.allclose(frame.excess, frame.delta_loss - frame.delta_loss_control)
     controls = pd.read_csv(folder / "tables" / "ablate_controls.csv")
     assert sorted(controls.experts.unique().tolist()) == [0, 1, 2, 4, 5, 6, 7]
     every = controls[controls.domain == "all"]
-    assert frame.control_delta_loss["all"] == pytest.approx(every.delta_loss.mean())
+    assert frame.delta_loss_control["all"] == pytest.approx(every.delta_loss.mean())
     assert {path.name for path in (folder / "figures").iterdir()} == {"ablate.pdf", "ablate.png"}
     manifest = Results.read(folder).manifest
     assert (manifest.command, manifest.layers, manifest.options["experts"]) == ("ablate", [2], [3])

@@ -11,7 +11,7 @@ from moescope.cli import thesis
 from moescope.results.reading import Results
 
 PROMPT = "the court of appeal"
-KL_COLUMNS = {"change", "value", "position", "token", "kl", "control_kl_median", "control_kl_low", "control_kl_high"}
+KL_COLUMNS = {"change", "value", "position", "token", "kl", "kl_control_median", "kl_control_q05", "kl_control_q95"}
 
 
 @pytest.fixture

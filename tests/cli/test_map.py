@@ -82,7 +82,7 @@ def test_contribution(moescope, here, given):
     assert outcome.code == 0, outcome.err
     folder = here / "results" / "contribution"
     tables = {path.stem for path in (folder / "tables").glob("*.csv")}
-    assert tables == {"contribution", "contribution_domains", "contribution_leaders", "promoted_tokens"}
+    assert tables == {"contribution", "contribution_domains", "contribution_top", "promoted_tokens"}
     assert (folder / "arrays" / "mean_outputs.npz").is_file()
     part = moescope("contribution", *given, "--num-tokens", 1500, "--layers", 1, "--out", "part")
     assert part.code == 0, part.err

@@ -26,7 +26,7 @@ def test_the_thesis_command_in_capitals(here, given, monkeypatch, capfd):
     summary = pd.read_csv(folder / "tables" / "similarity.csv")
     assert summary.measure[0] == "cka"
     assert summary.num_samples[0] == 1500
-    assert np.isfinite(summary["median_redrawn"]).all()
+    assert np.isfinite(summary["median_control"]).all()
     with np.load(folder / "arrays" / "similarity.npz") as arrays:
         assert arrays["cka"].shape == (1, 8, 8)
     assert {path.name for path in (folder / "figures").iterdir()} == {
@@ -44,7 +44,7 @@ def test_exact_leaves_no_scratch_behind(moescope, here, given):
     assert "without --control" in outcome.err
     assert not list(scratch.iterdir())
     frame = pd.read_csv(here / "results" / "similarity" / "tables" / "similarity.csv")
-    assert "median_redrawn" not in frame
+    assert "median_control" not in frame
     again = moescope("similarity", "--num-tokens", 800, "--method", "cosine", *given, "--out", "cosine")
     assert again.code == 0, again.err
     assert set(pd.read_csv(here / "cosine" / "tables" / "similarity.csv").measure) == {"cosine", "centered_cosine"}

@@ -11,7 +11,7 @@ NAN = math.nan
 
 def specialists(**changes: list) -> pd.DataFrame:
     columns = {
-        "place": [0, 1, 2],
+        "rank": [0, 1, 2],
         "layer": [7, 1, 1],
         "domain": ["verse", "verse", "law"],
         "expert": [3, 0, 2],
@@ -24,8 +24,8 @@ def specialists(**changes: list) -> pd.DataFrame:
         "lift_ci_low": [2.25, 1.2, 1.1],
         "lift_ci_high": [2.75, 1.8, 1.7],
         "uniform_baseline": [0.5] * 3,
-        "choosing_domain_specialization": [0.9] * 3,
-        "choosing_lift": [3.0, 2.0, 1.5],
+        "selection_half_domain_specialization": [0.9] * 3,
+        "selection_half_lift": [3.0, 2.0, 1.5],
     }
     return pd.DataFrame(columns | changes)
 
@@ -95,7 +95,7 @@ def vocabulary() -> pd.DataFrame:
         "num_types": [120, 120, 110] * 2,
         "min_count": [10] * 6,
         "vocabulary_specialization": [0.9, 0.99, 0.7, 0.8, 0.99, 0.75],
-        "vocabulary_specialization_independent": [0.65, 0.4, 0.65, 0.65, 0.4, 0.65],
+        "vocabulary_specialization_chance": [0.65, 0.4, 0.65, 0.65, 0.4, 0.65],
     }
     return pd.DataFrame(columns)
 
@@ -103,12 +103,12 @@ def vocabulary() -> pd.DataFrame:
 def coactivation_pairs() -> pd.DataFrame:
     columns = {
         "layer": [1, 7],
-        "place": [0, 0],
+        "rank": [0, 0],
         "expert": [0, 1],
         "other_expert": [2, 3],
         "num_tokens": [1000, 1000],
         "num_together": [300, 450],
-        "num_together_independent": [200.0, 150.0],
+        "num_together_chance": [200.0, 150.0],
         "coactivation": [0.5, 0.75],
         "lift": [1.4, 2.8],
     }
@@ -120,7 +120,7 @@ def coactivation() -> pd.DataFrame:
 
 
 def paths(**changes: list) -> pd.DataFrame:
-    columns = {"layer": [1], "next_layer": [7], "top1_nmi": [0.31], "top1_nmi_independent": [0.002]}
+    columns = {"layer": [1], "next_layer": [7], "top1_nmi": [0.31], "top1_nmi_chance": [0.002]}
     return pd.DataFrame(columns | changes)
 
 

@@ -30,7 +30,7 @@ def test_key_numbers_per_layer():
 def test_key_numbers_where_no_leading_one_is_known():
     distributions = pd.DataFrame({"layer": [1, 1, 7], "quantity": ["logit", "weight", "logit"], "std": [1.5, 9.0, 2.0]})
     overlap = pd.DataFrame(
-        {"layer": [1, 7], "measure": ["jaccard"] * 2, "mean": [0.1, 0.2], "mean_independent": [0.05, 0.07]}
+        {"layer": [1, 7], "measure": ["jaccard"] * 2, "mean": [0.1, 0.2], "mean_chance": [0.05, 0.07]}
     )
     numbers = per_layer(results({"routing_distributions": distributions, "overlap": overlap, "paths": tables.paths()}))
     assert numbers.columns == ["layer", "logit spread", "overlap (Jaccard)", "to the next layer"]

@@ -18,7 +18,7 @@ def profiles(**changes) -> pd.DataFrame:
         "balanced_accuracy": [0.8, 0.52, 0.7, np.nan],
         "ci_low": [0.75, 0.48, 0.65, np.nan],
         "ci_high": [0.84, 0.56, 0.74, np.nan],
-        "choosing_balanced_accuracy": [0.82, 0.6, 0.9, np.nan],
+        "selection_half_balanced_accuracy": [0.82, 0.6, 0.9, np.nan],
     }
     return pd.DataFrame(frame | changes)
 

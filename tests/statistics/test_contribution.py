@@ -67,8 +67,8 @@ def test_measures_token_by_token(num_ranks: int) -> None:
     assert float(found.output_share.sum()) == pytest.approx(1.0, abs=1e-9)
     half = table[:, 2] >= GROUPS // 2
     measured = np.array([table[half & (table[:, 0] == expert), 6].sum() for expert in range(8)])
-    measured /= int(found.num_tokens_measured)
-    np.testing.assert_allclose(found.output_share_measured, measured, rtol=1e-5, atol=1e-6)
+    measured /= int(found.evaluation_half_num_tokens)
+    np.testing.assert_allclose(found.evaluation_half_output_share, measured, rtol=1e-5, atol=1e-6)
 
 
 def test_the_jackknife_is_leaving_out_each_group() -> None:

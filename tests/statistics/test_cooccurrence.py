@@ -67,7 +67,7 @@ def test_invariants(seed: int, num_experts: int, data: st.DataObject) -> None:
     for position in range(len(LAYERS)):
         at = table.isel(layer=position)
         used = at.num_selected.values > 0
-        for suffix in ("", "_independent"):
+        for suffix in ("", "_chance"):
             coactivation = np.where(apart, at[f"coactivation{suffix}"].values, 0.0)
             np.testing.assert_allclose(coactivation[used].sum(axis=1), num_ranks - 1, atol=1e-6)
             for name in ("jaccard", "overlap_coefficient", "lift"):
@@ -127,7 +127,7 @@ def test_a_router_that_ignores_its_input_shows_what_independence_predicts() -> N
     table = statistic.compute()
     apart = ~np.eye(16, dtype=bool)
     for name in ("jaccard", "overlap_coefficient", "coactivation"):
-        difference = (table[name] - table[f"{name}_independent"]).values[0][apart]
+        difference = (table[name] - table[f"{name}_chance"]).values[0][apart]
         # Drawing without replacement is not quite the maximum-entropy null; free draws would be off by 0.02.
         assert np.abs(difference).max() < 0.012, name
         assert abs(difference.mean()) < 0.001, name

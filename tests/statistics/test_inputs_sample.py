@@ -72,7 +72,7 @@ def test_shared_tokens_are_compared_token_by_token() -> None:
     np.testing.assert_allclose(table.cosine.values[known], (sums[known] / counts[known]), atol=1e-6)
     assert np.isnan(table.cosine.values[~known]).all()
     np.testing.assert_allclose(table.output_norm, norms / selected, rtol=1e-6)
-    low, high = table.cosine_low.values, table.cosine_high.values
+    low, high = table.cosine_ci_low.values, table.cosine_ci_high.values
     inside = np.isfinite(low) & ~np.eye(8, dtype=bool)
     assert inside.any() and (low[inside] < table.cosine.values[inside]).all()
     assert (table.cosine.values[inside] < high[inside]).all()

@@ -58,7 +58,7 @@ def test_an_expert_that_is_never_selected_has_no_margin():
     statistic.update(record)
     table = statistic.compute().sel(layer=1)
     assert int(table["num_selected"][8]) == 0
-    for name in ("selection_weight", "selection_lead", "selection_boundary_margin", "first_rank_share"):
+    for name in ("selection_weight", "selection_margin_mean", "selection_boundary_margin", "first_rank_share"):
         assert np.isnan(table[name][8])
         assert np.isfinite(table[name][:8]).all()
 

@@ -88,5 +88,5 @@ def test_counts_and_bounds() -> None:
 
 @pytest.mark.parametrize("sizes", [{"num_documents": 0, "length": 5}, {"num_documents": 5, "length": 0}])
 def test_a_sample_of_nothing_is_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="one or more"):
+    with pytest.raises(UsageError, match="1 or more"):
         TextSample(layers=[0], domains=DOMAINS, **sizes)

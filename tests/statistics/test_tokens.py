@@ -122,7 +122,7 @@ def test_weighted_jaccard_is_symmetric_and_within_0_and_1(seed: int, num_experts
     usage = TokenUsage.from_counts(rows, num_experts_per_token=1, layers=[0], num_experts=num_experts)
     overlap = usage.vocabulary_overlap()
     used = np.isin(np.arange(num_experts), rows[:, 1])
-    for values in (overlap.weighted_jaccard.values[0], overlap.weighted_jaccard_independent.values[0]):
+    for values in (overlap.weighted_jaccard.values[0], overlap.weighted_jaccard_chance.values[0]):
         np.testing.assert_allclose(values, values.T)
         assert np.allclose(np.diag(values)[used], 1.0)
         assert np.isnan(np.diag(values)[~used]).all()
@@ -202,11 +202,11 @@ def test_a_router_that_ignores_its_input_shows_what_independence_predicts() -> N
     table = usage.compute()
     assert int(table.num_types[0]) > 200
     assert float(table.vocabulary_specialization[0]) == pytest.approx(
-        float(table.vocabulary_specialization_independent[0]), abs=0.008
+        float(table.vocabulary_specialization_chance[0]), abs=0.008
     )
     overlap = usage.vocabulary_overlap()
     apart = ~np.eye(32, dtype=bool)
-    difference = (overlap.weighted_jaccard - overlap.weighted_jaccard_independent).values[0][apart]
+    difference = (overlap.weighted_jaccard - overlap.weighted_jaccard_chance).values[0][apart]
     assert abs(difference.mean()) < 0.003
     assert np.abs(difference).max() < 0.05  # rare experts: noise of one draw
 
@@ -230,7 +230,7 @@ def test_published_token_counts(domain: str) -> None:
             assert float(at.vocabulary_specialization) == pytest.approx(np.mean(shares), rel=1e-12)
             assert int(at.num_types) == len(shares)
             assert int(at.num_tokens) == 208_896
-            assert at.vocabulary_specialization > at.vocabulary_specialization_independent
+            assert at.vocabulary_specialization > at.vocabulary_specialization_chance
 
 
 def test_known_counts_by_hand() -> None:

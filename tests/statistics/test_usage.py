@@ -117,7 +117,7 @@ def test_the_score_that_chooses_is_of_half_0_alone(table, documents):
             specialization_DE = counts_DE / tokens_D[:, None]
             lift_RDE.append(specialization_DE / specialization_DE.mean(axis=0))
         expected_DE = np.quantile(lift_RDE, 0.025, axis=0, method="weibull")
-        np.testing.assert_allclose(table["choosing_lift_low"].sel(layer=layer), expected_DE, rtol=1e-12)
+        np.testing.assert_allclose(table["selection_half_lift_ci_low"].sel(layer=layer), expected_DE, rtol=1e-12)
 
 
 @pytest.mark.parametrize("prefix", ["", "measured_"])

@@ -34,7 +34,7 @@ def _show(run: AblationRun) -> None:
             f"{100 * row['num_selected'] / row['num_tokens']:.1f} %",
             f"{row['delta_loss']:+.4f}",
             f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}" if has_interval else "too few documents",
-            f"{row['control_delta_loss']:+.4f}" if row["num_controls"] else "none",
+            f"{row['delta_loss_control']:+.4f}" if row["num_controls"] else "none",
             f"{row['bits_per_byte']:.3f}",
             f"{row['bits_per_byte_ablated']:.3f}",
         )

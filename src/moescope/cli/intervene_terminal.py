@@ -82,9 +82,9 @@ def _effects(study: Study) -> Table:
         cells = [
             str(row["change"]),
             _number(row["kl"]),
-            _number(row["control_kl_median"]),
-            f"{_number(row['control_kl_low'])} to {_number(row['control_kl_high'])}",
-            f"{100 * row['control_share_as_large']:.0f} %",
+            _number(row["kl_control_median"]),
+            f"{_number(row['kl_control_q05'])} to {_number(row['kl_control_q95'])}",
+            f"{100 * row['kl_control_share_as_large']:.0f} %",
             f"{row['num_controls_acting']} of {row['num_controls']}",
         ]
         if has_others:
@@ -109,8 +109,8 @@ def _next_tokens(study: Study) -> Table:
             f"{row['log_probability_before']:.3f} ({row['rank_before']})",
             f"{row['log_probability_after']:.3f} ({row['rank_after']})",
             f"{row['log_probability_change']:+.3f}",
-            f"{row['control_change_median']:+.3f}",
-            f"{row['control_change_low']:+.3f} to {row['control_change_high']:+.3f}",
+            f"{row['log_probability_change_control_median']:+.3f}",
+            f"{row['log_probability_change_control_q05']:+.3f} to {row['log_probability_change_control_q95']:+.3f}",
         )
     return table
 
@@ -126,7 +126,7 @@ def _later(study: Study) -> Table | None:
         table.add_column(effect.description if effect.value is None else f"{effect.value:g}", justify="right")
     for position in list(study.positions)[1:]:
         rows = study.kl[study.kl["position"] == position].to_dict("records")
-        cells = [f"{_number(row['kl'])} ({_number(row['control_kl_median'])})" for row in rows]
+        cells = [f"{_number(row['kl'])} ({_number(row['kl_control_median'])})" for row in rows]
         table.add_row(str(position), study.prompt.tokens[position], *cells)
     return table
 

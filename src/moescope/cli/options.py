@@ -135,7 +135,7 @@ class RunOptions(OutputOptions):
     """How to run, and where results are written."""
 
     batch_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=RUN)] = 8192
-    """Tokens in one forward pass, padding included. Fewer take less memory; the results are the same but for rounding."""
+    """Tokens in one forward pass, padding included. Fewer take less memory; results are the same but for rounding."""
 
 
 @Parameter(name="*")
@@ -144,8 +144,8 @@ class DepthOptions:
     """How much of the model to run."""
 
     predictions: Annotated[bool | None, Parameter(group=RUN)] = None
-    """Run the whole model, which predicted tokens, promoted tokens and losses take. Default: yes without --layers, no with
-    --layers."""
+    """Run the whole model, which predicted tokens, promoted tokens and losses take. Default: yes without --layers,
+    no with them."""
 
 
 @Parameter(name="*")

@@ -84,7 +84,7 @@ def lines(profile: ExpertProfile) -> list[Text]:
     if usage.num_selected:
         add(
             "margin, selection margin",
-            f"{number(profile.router.margin)}, {number(profile.router.lead)} ({profile.router.selects_by})",
+            f"{number(profile.router.margin)}, {number(profile.router.selection_margin)} ({profile.router.selects_by})",
         )
     if profile.effect is not None:
         effect = profile.effect

@@ -66,7 +66,7 @@ def question(
 
 
 def own_options(options_class: type, title: str) -> Any:
-    """A question's options as cyclopts reads them: flags, help from the attributes' docstrings, defaults as they are."""
+    """A question's options as cyclopts reads them: flags and defaults, help from the attributes' docstrings."""
     group = Group(title, sort_key=-1)
     hints = get_type_hints(options_class)
     parsed = docstring_parser.parse_from_object(options_class)

@@ -24,8 +24,8 @@ def effects_with_controls(
     """Horizontal bars of Δ loss with intervals; a diamond and a line on each: mean and range of the controls.
 
     Args:
-        frame: A row per bar: `domain`, `delta_loss`, `ci_low`, `ci_high`, `control_delta_loss`, `control_quantile_05`,
-            `control_quantile_95`, nats per token.
+        frame: A row per bar: `domain`, `delta_loss`, `ci_low`, `ci_high`, `delta_loss_control`,
+            `delta_loss_control_q05`, `delta_loss_control_q95`, nats per token.
         names: Labels of the bars.
         groups: Group of each domain, for the colors.
         control: Legend of the controls.
@@ -41,11 +41,9 @@ def effects_with_controls(
         high=MILLI * frame["ci_high"].to_numpy(),
         colors=[colors.get(groups.get(domain, ""), style.NEUTRAL) for domain in frame["domain"]],
     )
-    if frame["control_delta_loss"].notna().any():
+    if frame["delta_loss_control"].notna().any():
         heights = np.arange(len(frame)) + 0.22
-        low, middle, high = (
-            MILLI * frame[f"control_{name}"].to_numpy() for name in ("quantile_05", "delta_loss", "quantile_95")
-        )
+        low, middle, high = (MILLI * frame[f"delta_loss_control{end}"].to_numpy() for end in ("_q05", "", "_q95"))
         ax.hlines(heights, low, high, color=style.NEUTRAL, linewidth=2.0, alpha=0.7)
         ax.plot(
             middle, heights, linestyle="", marker="D", markersize=2.6, color="white", markeredgecolor=style.INK,

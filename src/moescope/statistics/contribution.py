@@ -159,7 +159,7 @@ class ExpertContribution(Statistic):
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: `num_selected`, each of `MEANS` with `_ci_low`, `_ci_high`, and `output_share` likewise.
 
-        `output_share_choosing` (selection half) and `output_share_measured` (evaluation half) are from two halves of
+        `selection_half_output_share` (selection half) and `evaluation_half_output_share` (evaluation half) are from two halves of
         the documents: what was selected as the largest on one is shown as measured on the other.
 
         Also by `layer, domain, expert`: `num_selected_by_domain` and each of `MEANS` with `_by_domain`; by `layer`
@@ -208,11 +208,11 @@ class ExpertContribution(Statistic):
         tokens_LGE = tokens_LG.unsqueeze(2).expand_as(state["num_selected_LGE"])
         num_tokens_L = tokens_LG[:, half:].sum(1).numpy()
         definition = "tokens counted of the documents of the evaluation half"
-        variables = {"num_tokens_measured": variable("layer", num_tokens_L, "tokens", definition)}
-        for suffix, chosen in (("choosing", slice(0, half)), ("measured", slice(half, None))):
+        variables = {"evaluation_half_num_tokens": variable("layer", num_tokens_L, "tokens", definition)}
+        for prefix, chosen in (("selection_half", slice(0, half)), ("evaluation_half", slice(half, None))):
             sums_LGE, counts_LGE = state["share_sum_LGE"][:, chosen], tokens_LGE[:, chosen]
             definition = f"output_share on {counts_LGE.shape[1]} of the {self.num_groups} groups of documents"
-            names = [f"output_share_{suffix}{end}" for end in ("", "_ci_low", "_ci_high")]
+            names = [f"{prefix}_output_share{end}" for end in ("", "_ci_low", "_ci_high")]
             for name, values_LE in zip(names, _with_interval(sums_LGE, counts_LGE), strict=True):
                 variables[name] = variable(_EXPERT, values_LE.numpy(), "share", definition)
         return variables

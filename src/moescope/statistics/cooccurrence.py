@@ -95,7 +95,7 @@ class ExpertCooccurrence(Statistic):
 
         Returns:
             By `layer, expert, other_expert` (i, j): num_together, coactivation, lift, jaccard, overlap_coefficient, and
-            all but the first also with `_independent`. By `layer, expert`: num_selected. By `layer`: num_tokens. NaN
+            all but the first also with `_chance`. By `layer, expert`: num_selected. By `layer`: num_tokens. NaN
             where an expert was never selected.
         """
         pairs_LEE = self.state["counts_LEE"].cpu().numpy()
@@ -118,7 +118,7 @@ class ExpertCooccurrence(Statistic):
         independent = _measures(expected_LEE, selected_LE, tokens_L)
         for name, (values_LEE, definition) in observed.items():
             variables[name] = variable(dims, values_LEE, "1", definition)
-            variables[f"{name}_independent"] = variable(
+            variables[f"{name}_chance"] = variable(
                 dims,
                 independent[name][0],
                 "1",

@@ -23,13 +23,13 @@ MEASURES = {
         "{selects_by}",
         "lowest selected minus highest unselected value, mean over the expert's tokens; selection is by {selects_by}",
     ),
-    "selection_lead": (
+    "selection_margin_mean": (
         "{selects_by}",
         "selection margin: the expert's value minus the highest unselected one, mean over its tokens; selection is by "
         "{selects_by}",
     ),
 }
-_OF_BOUNDARIES = ("selection_boundary_margin", "selection_lead")
+_OF_BOUNDARIES = ("selection_boundary_margin", "selection_margin_mean")
 
 
 class SelectionMargins(Statistic):

@@ -123,8 +123,8 @@ class ExpertPaths(Statistic):
 
         Returns:
             By `layer, expert, next_expert` (`layer` is the earlier one, coordinate `next_layer` the later): num_paths,
-            transition, lift, and the same with `top1_` in front. By `layer`: nmi, nmi_independent, top1_nmi,
-            top1_nmi_independent, num_tokens. NaN where an expert was never selected.
+            transition, lift, and the same with `top1_` in front. By `layer`: nmi, nmi_chance, top1_nmi,
+            top1_nmi_chance, num_tokens. NaN where an expert was never selected.
         """
         dims = ("layer", "expert", "next_expert")
         variables: dict[str, Variable] = {}
@@ -152,7 +152,7 @@ class ExpertPaths(Statistic):
                 f"{prefix}transition": variable(dims, transition_PEE, "1", transition),
                 f"{prefix}lift": variable(dims, lift_PEE, "1", f"P(b | a) / (selection frequency of b); {which}"),
                 f"{prefix}nmi": variable("layer", nmi_P2[:, 0], "1", information),
-                f"{prefix}nmi_independent": variable("layer", nmi_P2[:, 1], "1", shuffled),
+                f"{prefix}nmi_chance": variable("layer", nmi_P2[:, 1], "1", shuffled),
             }
         variables["num_tokens"] = variable("layer", num_tokens_P, "tokens", "tokens counted")
         experts = np.arange(self.num_experts)

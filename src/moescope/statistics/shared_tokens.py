@@ -100,7 +100,7 @@ class SharedTokens(Statistic):
         self._combine("cosine_sum_LGEE", sums_GEE, position)
 
     def compute(self) -> xr.Dataset:
-        """By `layer, expert, other_expert`: `cosine` with `cosine_low`, `cosine_high`, and `num_shared`.
+        """By `layer, expert, other_expert`: `cosine` with `cosine_ci_low`, `cosine_ci_high`, and `num_shared`.
 
         Also by `layer, expert`: `output_norm`, `num_selected`. NaN where nothing was shared or selected.
         """
@@ -122,8 +122,8 @@ class SharedTokens(Statistic):
                 "output_norm": variable(by_expert, norms_LE.numpy(), "norm of a hidden state", norm),
                 "num_shared": variable(by_pair, shared_LEE.numpy(), "tokens", "tokens routed to both experts"),
                 "cosine": variable(by_pair, cosine_LEE.numpy(), "cosine", words),
-                "cosine_low": variable(by_pair, low_LEE.numpy(), "cosine", f"lower end, {jackknife}"),
-                "cosine_high": variable(by_pair, high_LEE.numpy(), "cosine", f"upper end, {jackknife}"),
+                "cosine_ci_low": variable(by_pair, low_LEE.numpy(), "cosine", f"lower end, {jackknife}"),
+                "cosine_ci_high": variable(by_pair, high_LEE.numpy(), "cosine", f"upper end, {jackknife}"),
             },
             coords={"layer": self.layers, "expert": experts, "other_expert": experts},
         )

@@ -176,7 +176,7 @@ class TokenUsage(Statistic):
         `moescope.measures.independence.expected_maximum_share`.
 
         Returns:
-            By `layer`: vocabulary_specialization, vocabulary_specialization_independent, num_types (averaged over),
+            By `layer`: vocabulary_specialization, vocabulary_specialization_chance, num_types (averaged over),
             num_tokens (all positions counted), num_types_seen.
         """
         num_layers = len(self.layers)
@@ -205,7 +205,7 @@ class TokenUsage(Statistic):
         return xr.Dataset(
             {
                 "vocabulary_specialization": variable("layer", value_L, "1", definition),
-                "vocabulary_specialization_independent": variable(
+                "vocabulary_specialization_chance": variable(
                     "layer", independent_L, "1", "the same, expected if N_xe were Binomial(N_x, N_e / N)"
                 ),
                 "num_types": variable(
@@ -255,7 +255,7 @@ class TokenUsage(Statistic):
                 with np.errstate(invalid="ignore", divide="ignore"):
                     lift_PE = np.take_along_axis(shares_UE, best_PE, axis=0) / frequencies_E
                 lift[at] = np.where(taken_PE, lift_PE, np.nan).T
-        dims = ("layer", "expert", "order", "place")
+        dims = ("layer", "expert", "order", "rank")
         return xr.Dataset(
             {
                 "token_id": variable(dims, token_ids, "index", "token type; -1: none"),
@@ -267,7 +267,7 @@ class TokenUsage(Statistic):
                 "layer": self.layers,
                 "expert": np.arange(self.num_experts),
                 "order": ["lift", "count"],
-                "place": np.arange(num_tokens),
+                "rank": np.arange(num_tokens),
             },
             attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
         )
@@ -279,7 +279,7 @@ class TokenUsage(Statistic):
         routing: there `n_xe` is Binomial(N_x, N_e / N), and the value shown is the ratio of the expected sums.
 
         Returns:
-            By `layer, expert, other_expert`: weighted_jaccard, weighted_jaccard_independent. The diagonal is 1; NaN
+            By `layer, expert, other_expert`: weighted_jaccard, weighted_jaccard_chance. The diagonal is 1; NaN
             where neither expert was ever selected.
         """
         shape = (len(self.layers), self.num_experts, self.num_experts)
@@ -305,7 +305,7 @@ class TokenUsage(Statistic):
         return xr.Dataset(
             {
                 "weighted_jaccard": variable(dims, value_LEE, "1", definition),
-                "weighted_jaccard_independent": variable(
+                "weighted_jaccard_chance": variable(
                     dims, independent_LEE, "1", "ratio of the sums expected if n_xe were Binomial(N_x, N_e / N)"
                 ),
             },

@@ -63,8 +63,8 @@ _LOAD: dict[str, tuple[str, str, str]] = {
 }
 
 _HALVES = {
-    "choosing": "on the selection half of the documents (half 0): for selecting findings, not for reporting them",
-    "measured": "on the evaluation half of the documents (half 1): to report findings selected on half 0",
+    "selection_half": "on the selection half of the documents (half 0): for selecting findings, not for reporting them",
+    "evaluation_half": "on the evaluation half of the documents (half 1): to report findings selected on half 0",
 }
 
 
@@ -110,7 +110,7 @@ def usage_table(counted: UsageCounts) -> xr.Dataset:
     with `_all` by layer, all tokens pooled; likewise `num_tokens`, `num_documents`, `num_selected`.
     `selection_frequency` pools all tokens; by domain it is `domain_specialization`. Intervals end in `_ci_low`,
     `_ci_high`; nulls in `_null_mean`, `_null_low`, `_null_high`, `_excess` (value - null mean). Names that begin with
-    `choosing_` are of half 0 of the documents (selection), with `measured_` of half 1 (evaluation).
+    `selection_half_` are of half 0 of the documents (selection), with `evaluation_half_` of half 1 (evaluation).
 
     Args:
         counted: The counts and their replicates.
@@ -170,11 +170,11 @@ def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
 def _add_intervals(values: dict[str, NDArray], counted: UsageCounts) -> None:
     """Intervals of all documents and of half 1, layer by layer: replicates of all layers at once take too much."""
     names = ("selection_frequency", "domain_specialization", "lift")
-    values["choosing_lift_low"] = np.full(values["lift"].shape, np.nan)
+    values["selection_half_lift_ci_low"] = np.full(values["lift"].shape, np.nan)
     for layer in range(values["lift"].shape[0]):
         counts_HDRE, tokens_HDR = counted.bootstrap_counts_LHDRE[layer], counted.bootstrap_tokens_LHDR[layer]
         _, _, lift_RDE = _replicates(counts_HDRE[:1], tokens_HDR[:1])
-        values["choosing_lift_low"][layer], _ = measures.replicate_range(lift_RDE)
+        values["selection_half_lift_ci_low"][layer], _ = measures.replicate_range(lift_RDE)
         for prefix, first in (("", 0), ("measured_", 1)):
             documents_D = values[f"{prefix}num_documents"][layer]
             enough_D1 = (documents_D >= MIN_DOCUMENTS)[:, None]

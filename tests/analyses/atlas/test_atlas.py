@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from moescope.interventions.atlas import measure_ablations, measure_first_order
 from scipy.stats import spearmanr
 
 import moescope
 from moescope.analyses.atlas.analysis import Atlas
+from moescope.analyses.atlas.options import SAMPLE_TOKENS
+from moescope.analyses.registry import find
 from moescope.errors import UsageError
 from moescope.interventions.ablation import Ablation
+from moescope.interventions.document_effects import measure_ablations, measure_first_order
 from moescope.models import load_model
 from tests.analyses.runs import small_corpus, tiny_model
 from tests.families import build, save
@@ -39,7 +41,7 @@ def run(model, corpus):
 
 @pytest.fixture(scope="module")
 def frames(run):
-    return dict(run.frames())
+    return run.frames
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_every_cell_is_the_mean_over_the_domains_predicted_tokens(run, frames, d
                 assert not (row["ci_low"] > row["delta_loss"] or row["delta_loss"] > row["ci_high"])
 
 
-def test_some_are_ablated_for_real(run, frames, documents, model) -> None:
+def test_some_experts_are_ablated_exactly(run, frames, documents, model) -> None:
     frame = frames["atlas_ablated"]
     assert len(frame) == 6
     assert not frame.duplicated(["layer", "expert"]).any()
@@ -87,14 +89,14 @@ def test_some_are_ablated_for_real(run, frames, documents, model) -> None:
     assert np.allclose(frame["delta_loss"], exact_P, atol=1e-6)
     first = measure_first_order(model, used, model.layers).estimates_GLE.sum(0) / tokens
     expected = [first[a.layer, a.experts[0]] for a in ablations]
-    assert np.allclose(frame["gradient_delta_loss"], expected, atol=1e-6)
+    assert np.allclose(frame["delta_loss_gradient"], expected, atol=1e-6)
     relations = frames["atlas_relations"]
     found = relations[(relations.effect == "ablated") & (relations.predictor == "gradient")].iloc[0]
     assert found.rank_correlation == pytest.approx(spearmanr(expected, exact_P).statistic)
     assert found.num == 6
 
 
-def test_what_foretells_is_correlated_over_all_experts(run, frames) -> None:
+def test_predictors_are_correlated_over_all_experts(run, frames) -> None:
     relations, atlas = frames["atlas_relations"], frames["atlas"]
     every = atlas[atlas.domain == "all"].sort_values(["layer", "expert"])
     row = relations[
@@ -112,25 +114,47 @@ def test_what_foretells_is_correlated_over_all_experts(run, frames) -> None:
         if domain != "all"
     ]
     assert specialization.rank_correlation == pytest.approx(np.tanh(np.mean(np.arctanh(by_domain))))
+    assert specialization.num == 3 * 32
+    assert ((relations.null_low <= 0) & (relations.null_high >= 0)).all()
+    assert relations.p_value.between(0.001, 1).all()
 
 
-def test_top_experts_are_chosen_on_one_half_and_measured_on_the_other(run, frames) -> None:
+def test_defaults_are_those_of_the_command_and_smaller_in_a_report() -> None:
+    assert (Atlas().sample_tokens, SAMPLE_TOKENS) == (None, {"gradient": 40_000, "exact": 5_000})
+    assert find("atlas", in_report=True) == Atlas(sample_tokens=24_000, num_exact=24, exact_tokens=2_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "guess"}, "`method=guess`"),
+        ({"sample_tokens": 0}, "`sample_tokens=0`"),
+        ({"num_exact": -1}, "`num_exact=-1`"),
+        ({"exact_tokens": 0}, "`exact_tokens=0`"),
+    ],
+)
+def test_options_that_make_no_sense(options, named) -> None:
+    with pytest.raises(UsageError, match=named):
+        Atlas(**options)
+
+
+def test_top_experts_are_selected_on_one_half_and_measured_on_the_other(run, frames) -> None:
     table, top = run.tables["atlas"], frames["atlas_top"]
     assert top.groupby("domain").size().tolist() == [3, 3, 3]
     for row in top.itertuples():
         at = table.sel(domain=row.domain, layer=row.layer, expert=row.expert)
-        assert row.delta_loss == float(at["measured_delta_loss"])
-        assert row.choosing_delta_loss == float(at["choosing_delta_loss"])
+        assert row.delta_loss == float(at["evaluation_half_delta_loss"])
+        assert row.selection_half_delta_loss == float(at["selection_half_delta_loss"])
         whole = table.sel(domain=row.domain)
-        assert int(whole["choosing_num_tokens"] + whole["measured_num_tokens"]) == int(whole["num_tokens"])
+        assert int(whole["selection_half_num_tokens"] + whole["evaluation_half_num_tokens"]) == int(whole["num_tokens"])
         assert row.num_controls == 7  # all others of the layer
-        others = np.delete(whole.sel(layer=row.layer)["measured_delta_loss"].values, row.expert)
-        assert row.control_delta_loss == pytest.approx(others.mean())
+        others = np.delete(whole.sel(layer=row.layer)["evaluation_half_delta_loss"].values, row.expert)
+        assert row.delta_loss_control == pytest.approx(others.mean())
 
 
 def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
     run = run_of(model, corpus, method="exact", experts=(2, 5), sample_tokens=1200)
-    frame = dict(run.frames())["atlas"]
+    frame = run.frames["atlas"]
     assert sorted(frame.expert.unique()) == [2, 5]
     assert len(frame) == 4 * 4 * 2
     sample = run.statistics["atlas_text"]
@@ -140,9 +164,9 @@ def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
     expected = measure_ablations(model, kept, ablations).sum(0) / tokens
     every = frame[frame.domain == "all"].sort_values(["layer", "expert"])
     assert np.allclose(every.delta_loss, expected, atol=1e-6)
-    relations = dict(run.frames())["atlas_relations"]
+    relations = run.frames["atlas_relations"]
     assert set(relations.effect) == {"ablated"}
-    assert [name for name, _ in run.figures()]
+    assert set(run.figures) == {f"atlas_{name}" for name in ("experts", "domains", "top", "ablated", "relations")}
 
 
 def test_figures_are_drawn_and_everything_is_labeled(run, tmp_path) -> None:
@@ -156,12 +180,13 @@ def test_figures_are_drawn_and_everything_is_labeled(run, tmp_path) -> None:
 
 def test_the_same_seed_gives_the_same_atlas(model, corpus, run) -> None:
     again = run_of(model, corpus)
-    pd.testing.assert_frame_equal(dict(again.frames())["atlas"], dict(run.frames())["atlas"])
+    for name in ("atlas", "atlas_relations"):
+        pd.testing.assert_frame_equal(again.frames[name], run.frames[name])
 
 
 def test_what_cannot_be_answered_is_refused_before_any_text(tmp_path, model, corpus) -> None:
     shallow = load_model(str(save(build("olmoe"), tmp_path)), layers=[1], device="cpu")
-    with pytest.raises(UsageError, match="down to layer 1"):
+    with pytest.raises(UsageError, match="only the first layers"):
         run_of(shallow, corpus)
     with pytest.raises(UsageError, match="no expert 9"):
         run_of(model, corpus, experts=(1, 9))
@@ -172,8 +197,8 @@ def test_one_domain_and_a_model_looked_at_in_part(model, corpus) -> None:
     part = moescope.capture(
         model, corpus.only([corpus.domains[0]]), analyses=[analysis], num_tokens=600, layers=[2], predictions=False
     )
-    frames = dict(part.frames())
+    frames = part.frames
     assert frames["atlas"].layer.unique().tolist() == [2]
     assert set(frames["atlas_top"].domain) == {corpus.domains[0]}
     assert "lift" not in set(frames["atlas_relations"].predictor)
-    assert len(list(part.figures())) == 4
+    assert set(part.figures) == {f"atlas_{name}" for name in ("experts", "top", "ablated", "relations")}

@@ -110,10 +110,10 @@ def test_tables_and_figures(run: Run, tmp_path: Path) -> None:
     assert (frames["contribution"].groupby("layer").output_share.sum().round(9) == 1).all()
     by_domain = frames["contribution_domains"].groupby(["layer", "expert"]).num_selected.sum()
     assert np.array_equal(by_domain, frames["contribution"].set_index(["layer", "expert"]).num_selected)
-    leaders = frames["contribution_leaders"]
+    leaders = frames["contribution_top"]
     assert leaders.layer.tolist() == LAYERS and (leaders.num_tokens < NUM_TOKENS).all()
     at = run.tables["contribution"]
-    assert leaders.expert.tolist() == at.output_share_choosing.argmax("expert").values.tolist()
+    assert leaders.expert.tolist() == at.selection_half_output_share.argmax("expert").values.tolist()
     names = []
     for name, figure in run.figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
@@ -123,7 +123,7 @@ def test_tables_and_figures(run: Run, tmp_path: Path) -> None:
 
 def test_as_many_tokens_as_asked_for(model: MoEModel, corpus: Corpus) -> None:
     run = capture(model, corpus, [Contribution(top_tokens=3)], num_tokens=NUM_TOKENS)
-    assert run.tables["contribution"].sizes["place"] == 3
+    assert run.tables["contribution"].sizes["rank"] == 3
     assert run.manifest.options["contribution"] == {"top_tokens": 3}
     with pytest.raises(UsageError, match="`top_tokens=0`"):
         Contribution(top_tokens=0)

@@ -20,8 +20,8 @@ def leaders(**changes: list) -> pd.DataFrame:
         "output_share": [0.40, 0.45],
         "output_share_ci_low": [0.35, 0.41],
         "output_share_ci_high": [0.45, 0.49],
-        "output_share_choosing": [0.41, 0.47],
-        "experts_for_half": [2, 1],
+        "selection_half_output_share": [0.41, 0.47],
+        "num_experts_for_half": [2, 1],
     }
     return pd.DataFrame(columns | changes)
 
@@ -36,7 +36,7 @@ def test_layers_with_an_output_near_zero():
 
 
 def test_the_largest_share_as_measured_on_the_evaluation_half():
-    (finding,) = find(results({"contribution_leaders": leaders()}))
+    (finding,) = find(results({"contribution_top": leaders()}))
     assert (finding.topic, finding.verdict) == ("contribution", "shown")
     assert "Expert 0 of layer 7" in finding.title
     for numbers in (
@@ -48,7 +48,7 @@ def test_the_largest_share_as_measured_on_the_evaluation_half():
         "from 2.",
     ):
         assert numbers in finding.text
-    (finding,) = find(results({"contribution_leaders": leaders(output_share_ci_low=[0.1, 0.2])}))
+    (finding,) = find(results({"contribution_top": leaders(output_share_ci_low=[0.1, 0.2])}))
     assert finding.verdict == "not shown" and "does not exceed" in finding.title
     unknown = leaders(output_share_ci_low=[NAN, NAN], output_share_ci_high=[NAN, NAN])
-    assert find(results({"contribution_leaders": unknown}))[0].verdict == "not testable"
+    assert find(results({"contribution_top": unknown}))[0].verdict == "not testable"

@@ -66,9 +66,9 @@ def test_an_effect_is_what_two_plain_passes_show(model: MoEModel, usage: Usage) 
             for draw in study.draws
         ]
         assert row["num_controls"] == len(controls) == 4
-        assert row["control_kl_median"] == pytest.approx(np.median(controls), rel=1e-6, abs=1e-12)
-        assert row["control_kl_high"] == pytest.approx(np.quantile(controls, 0.95), rel=1e-6, abs=1e-12)
-        assert row["control_share_as_large"] == np.mean([kl >= row["kl"] for kl in controls])
+        assert row["kl_control_median"] == pytest.approx(np.median(controls), rel=1e-6, abs=1e-12)
+        assert row["kl_control_q95"] == pytest.approx(np.quantile(controls, 0.95), rel=1e-6, abs=1e-12)
+        assert row["kl_control_share_as_large"] == np.mean([kl >= row["kl"] for kl in controls])
     for position, rows in study.next_tokens.groupby("position"):
         ranks_before = rankdata(-before[position], method="min") - 1
         ranks_after = rankdata(-after[position], method="min") - 1
@@ -81,7 +81,11 @@ def test_an_effect_is_what_two_plain_passes_show(model: MoEModel, usage: Usage) 
                 after[position, token] - before[position, token], rel=1e-6, abs=1e-9
             )
             assert row["probability_after"] == pytest.approx(math.exp(after[position, token]))
-            assert row["control_change_low"] <= row["control_change_median"] <= row["control_change_high"]
+            assert (
+                row["log_probability_change_control_q05"]
+                <= row["log_probability_change_control_median"]
+                <= row["log_probability_change_control_q95"]
+            )
 
 
 def test_what_the_tokens_chose(model: MoEModel, usage: Usage) -> None:
@@ -286,4 +290,4 @@ def test_a_study_is_an_outcome(model: MoEModel, usage: Usage, tmp_path) -> None:
     assert {path.name for path in (folder / "figures").glob("*.png")} == {"next_tokens.png", "kl_by_position.png"}
     alone = moescope.intervene(model, PROMPT, [Set(1, 5, 0.2)], controls=0)
     assert (alone.manifest.corpus, alone.manifest.domains) == (None, [])
-    assert alone.kl["control_share_as_large"].isna().all()
+    assert alone.kl["kl_control_share_as_large"].isna().all()

@@ -22,7 +22,7 @@ def test_one_pair_of_layers():
 
 
 def test_more_pairs_of_layers_are_ranked():
-    more = tables.paths(layer=[1, 7], next_layer=[7, 9], top1_nmi=[0.31, 0.2], top1_nmi_independent=[0.002, 0.001])
+    more = tables.paths(layer=[1, 7], next_layer=[7, 9], top1_nmi=[0.31, 0.2], top1_nmi_chance=[0.002, 0.001])
     finding = found(more)
     assert finding is not None
     assert finding.title.endswith("between layers 1 and 7")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from moescope.analyses.saturation.analysis import SaturationRun, saturation, sou
 from moescope.corpora import Corpus
 from moescope.errors import ModelError, UsageError
 from moescope.models import load_model
+from moescope.statistics.saturation import RouterSaturation
 from tests.analyses.runs import routings_of, small_corpus
 from tests.families import build, save, tokenizer
 
@@ -81,7 +83,7 @@ def test_routers_come_nearer_to_the_final_ones_as_training_goes_on(run: Saturati
 
 
 def test_rows(run: SaturationRun) -> None:
-    frame = run.frame()
+    frame = run.frames["saturation"]
     assert frame[["checkpoint", "layer"]].values.tolist() == [[c, n] for c in ("step-2", "step-10") for n in LAYERS]
     assert frame.share_of_training_percent.tolist() == [5, 5, 5, 25, 25, 25]
     assert {"num_tokens", "topk_saturation", "topk_saturation_chance", "topk_saturation_independent"} <= set(frame)
@@ -93,22 +95,33 @@ def test_the_final_model_agrees_with_itself(checkpoints: dict[str, Path], corpus
     run = saturation(final, [final], corpus, num_tokens=300)
     assert (run.table.topk_saturation == 1).all()
     assert (run.table.top1_saturation == 1).all()
-    assert [name for name, _ in run.figures()] == ["saturation_by_layer"]
+    assert list(run.figures) == ["saturation_by_layer"]
 
 
 def test_figures_are_drawn_and_saved(run: SaturationRun, tmp_path: Path) -> None:
     names = []
-    for name, figure in run.figures():
+    for name, figure in run.figures.items():
         names.append(name)
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
         assert (tmp_path / f"{name}.png").stat().st_size > 4000
     assert names == ["saturation_over_training", "saturation_by_layer"]
 
 
-def test_what_is_no_earlier_state_is_refused(
-    run: SaturationRun, checkpoints: dict[str, Path], corpus: Corpus, tmp_path: Path
-) -> None:
-    final = run.context.model
+def test_a_run_is_an_outcome(run: SaturationRun, tmp_path: Path) -> None:
+    manifest = run.manifest
+    assert (manifest.command, manifest.layers, manifest.num_tokens) == ("saturation", LAYERS, NUM_TOKENS)
+    assert manifest.options["labels"] == ["step-2", "step-10"]
+    assert manifest.options["shares"] == (5, 25)
+    assert 0 < manifest.pass_seconds <= manifest.total_seconds
+    folder = run.save(tmp_path / "out")
+    assert len(pd.read_csv(folder / "tables" / "saturation.csv")) == 2 * len(LAYERS)
+    again = RouterSaturation.load(folder / "state" / "saturation_1.safetensors")
+    assert again.compute().identical(run.statistics["step-10"].compute())
+    assert set(run.tables) == {"saturation"}
+
+
+def test_what_is_no_earlier_state_is_refused(checkpoints: dict[str, Path], corpus: Corpus, tmp_path: Path) -> None:
+    final = load_model(str(checkpoints["step-30"]), device="cpu")
     other = save(build("olmoe", num_experts=4), tmp_path / "four")
     with pytest.raises(ModelError, match="experts per layer: 4"):
         saturation(final, [other], corpus, num_tokens=300)
@@ -126,7 +139,7 @@ def test_what_is_no_earlier_state_is_refused(
         saturation(final, [], corpus)
     with pytest.raises(UsageError, match="1 labels for 2 checkpoints"):
         saturation(final, list(checkpoints.values())[:2], corpus, labels=["early"])
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="one name.*\n.*`labels`"):
         saturation(final, [checkpoints["step-2"]] * 2, corpus)
 
 

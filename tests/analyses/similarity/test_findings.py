@@ -19,8 +19,8 @@ def similarity(**changes: list) -> pd.DataFrame:
         "num_documents": [27] * 4,
         "num_pairs": [6] * 4,
         "median": [0.10, 0.04, 0.30, 0.21],
-        "median_redrawn": [0.12, 0.05, 0.11, 0.02],
-        "share_above_redrawn": [0.0, 0.5, 0.5, 0.75],
+        "median_control": [0.12, 0.05, 0.11, 0.02],
+        "share_above_control": [0.0, 0.5, 0.5, 0.75],
     }
     return pd.DataFrame(columns | changes)
 
@@ -28,12 +28,12 @@ def similarity(**changes: list) -> pd.DataFrame:
 def pairs() -> pd.DataFrame:
     columns = {
         "layer": [1, 1, 7],
-        "place": [0, 1, 0],
+        "rank": [0, 1, 0],
         "expert": [0, 1, 2],
         "other_expert": [1, 2, 3],
         "cka": [0.4, 0.3, 0.62],
-        "cka_low": [0.3, 0.2, 0.55],
-        "cka_high": [0.5, 0.4, 0.69],
+        "cka_ci_low": [0.3, 0.2, 0.55],
+        "cka_ci_high": [0.5, 0.4, 0.69],
     }
     return pd.DataFrame(columns)
 
@@ -55,10 +55,10 @@ def test_one_layer_nothing_beyond_the_baseline():
     (finding,) = find(results({"similarity": frame}))
     assert finding.verdict == "not shown" and "no more similar" in finding.title
     assert "experts " not in finding.text.removeprefix("The")
-    (finding,) = find(results({"similarity": frame.assign(share_above_redrawn=NAN)}))
+    (finding,) = find(results({"similarity": frame.assign(share_above_control=NAN)}))
     assert finding.verdict == "not testable"
     assert "95 % CI" not in finding.text
-    assert find(results({"similarity": frame.drop(columns="median_redrawn")})) == []
+    assert find(results({"similarity": frame.drop(columns="median_control")})) == []
 
 
 def test_similarity_that_shared_inputs_explain():
@@ -73,7 +73,7 @@ def test_key_numbers_name_their_baseline():
     assert numbers.columns == ["layer", "debiased CKA", "deconfounded CKA"]
     assert numbers.rows == [["1", "0.100", "0.0400"], ["7", "0.300", "0.210"]]
     assert "0.115" in numbers.series[0].meaning
-    assert per_layer(results({"similarity": similarity().drop(columns="median_redrawn")})).series
+    assert per_layer(results({"similarity": similarity().drop(columns="median_control")})).series
 
 
 def test_captions_of_figures_that_each_layer_has():

@@ -135,7 +135,7 @@ def test_shards_merged_are_the_whole(run: Run, model: MoEModel, corpus: Corpus) 
     assert torch.equal(merged.state["hashes_LN"], whole.state["hashes_LN"])
     (key,) = run.statistics
     table = again(run, model, {key: merged})
-    for name in ("cka", "cka_low", "cka_redrawn", "cosine"):
+    for name in ("cka", "cka_ci_low", "cka_control", "cosine"):
         np.testing.assert_allclose(table[name], run.tables["similarity"][name], atol=1e-6)
 
 
@@ -208,7 +208,7 @@ def test_tables_arrays_and_figures(run: Run, tmp_path: Path) -> None:
     first = summary.iloc[0]
     above = np.triu_indices(8, 1)
     assert first["median"] == pytest.approx(np.median(table.cka.values[0][above]))
-    assert first["median_redrawn"] == pytest.approx(np.median(table.cka_redrawn.values[0][above]))
+    assert first["median_control"] == pytest.approx(np.median(table.cka_control.values[0][above]))
     pairs = frames["similarity_pairs"]
     assert pairs.cka[pairs.layer == 0].is_monotonic_decreasing
     assert len(pairs) == 2 * 20

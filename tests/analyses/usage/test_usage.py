@@ -122,19 +122,22 @@ def test_other_frames(frames):
 def test_specialists_are_selected_on_one_half_and_measured_on_the_other(frames, table):
     frame = frames["specialists"]
     assert len(frame) == len(LAYERS) * len(DOMAINS)
-    assert frame["place"].tolist() == list(range(len(frame)))
-    assert frame["choosing_lift_low"].is_monotonic_decreasing
+    assert frame["rank"].tolist() == list(range(len(frame)))
+    assert frame["selection_half_lift_ci_low"].is_monotonic_decreasing
     for row in frame.itertuples():
         at = table.sel(layer=row.layer, domain=row.domain)
-        often_E = at["choosing_domain_specialization"].values >= K / E
+        often_E = at["selection_half_domain_specialization"].values >= K / E
         assert often_E[row.expert]
-        assert at["choosing_lift_low"].values[row.expert] == at["choosing_lift_low"].values[often_E].max()
+        assert (
+            at["selection_half_lift_ci_low"].values[row.expert]
+            == at["selection_half_lift_ci_low"].values[often_E].max()
+        )
         measured = at.isel(expert=row.expert)
-        assert row.domain_specialization == measured["measured_domain_specialization"].item()
-        assert row.lift_ci_low == measured["measured_lift_ci_low"].item()
-        assert row.num_documents == measured["measured_num_documents"].item()
-        assert row.domain_specialization != row.choosing_domain_specialization
-    total = table["choosing_num_documents"] + table["measured_num_documents"]
+        assert row.domain_specialization == measured["evaluation_half_domain_specialization"].item()
+        assert row.lift_ci_low == measured["evaluation_half_lift_ci_low"].item()
+        assert row.num_documents == measured["evaluation_half_num_documents"].item()
+        assert row.domain_specialization != row.selection_half_domain_specialization
+    total = table["selection_half_num_documents"] + table["evaluation_half_num_documents"]
     assert np.array_equal(total, table["num_documents"])
 
 
@@ -150,7 +153,7 @@ def test_selecting_and_measuring_on_different_halves_removes_the_selection_bias(
         ):
             statistics["usage"].update(record)
         frame = analysis.frames(analysis.table(statistics, at), at)["specialists"]
-        selected += frame["choosing_lift"].tolist()
+        selected += frame["selection_half_lift"].tolist()
         measured += frame["lift"].tolist()
     assert np.mean(selected) > 1.1
     error = np.std(measured) / np.sqrt(len(measured) / 3)  # domains of a layer are not independent

@@ -34,7 +34,7 @@ def test_top_k_is_compared_with_independent_routing():
 def test_specialization_below_independent_routing_is_not_shown():
     frame = tables.vocabulary()
     frame["vocabulary_specialization"] = 0.4
-    frame["vocabulary_specialization_independent"] = 0.5
+    frame["vocabulary_specialization_chance"] = 0.5
     assert only(frame).verdict == "not shown"
 
 

@@ -16,8 +16,8 @@ def weights(**changes) -> pd.DataFrame:
             ("cosine", "router", 0.5, 0.0),
             ("effective_rank", "up", 20.0 - layer, 27.0),
         ):
-            spread = {"quantile_05": median - 0.05, "median": median, "quantile_95": median + 0.05}
-            spread |= {f"{name}_redrawn": value - median + redrawn for name, value in spread.items()}
+            spread = {"q05": median - 0.05, "median": median, "q95": median + 0.05}
+            spread |= {f"{name}_control": value - median + redrawn for name, value in spread.items()}
             pairs = {"num_pairs": 6, "num_pairs_matched": 6}
             rows.append({"layer": layer, "matrix": matrix, "measure": measure, **pairs, **spread} | changes)
     return pd.DataFrame(rows)
@@ -39,7 +39,7 @@ def test_weights_of_one_layer_of_a_sample_and_no_more_similar():
     assert "layer 1" in one.title and one.verdict == "shown"
     assert "4 of 6 pairs" in one.text and "Smallest" not in one.text
     random = weights()
-    random["median_redrawn"] = 0.6
+    random["median_control"] = 0.6
     assert find(results({"weights": random}))[0].verdict == "not shown"
     stored = weights()[weights().measure != "matched_cosine"]
     assert find(results({"weights": stored})) == []

@@ -89,9 +89,9 @@ def table_of(
         "bits_per_byte_ablated": variable(
             dims, ratio((losses_D + effects_D) * BITS, bytes_D), "bits per byte", "loss without the experts"
         ),
-        "control_delta_loss": variable(dims, control_D, NATS, "mean Δ loss of the controls"),
-        "control_quantile_05": variable(dims, low_D, NATS, "5 % quantile of the controls' Δ loss"),
-        "control_quantile_95": variable(dims, high_D, NATS, "95 % quantile of the controls' Δ loss"),
+        "delta_loss_control": variable(dims, control_D, NATS, "mean Δ loss of the controls"),
+        "delta_loss_control_q05": variable(dims, low_D, NATS, "5 % quantile of the controls' Δ loss"),
+        "delta_loss_control_q95": variable(dims, high_D, NATS, "95 % quantile of the controls' Δ loss"),
         "num_controls_below": variable(
             dims, (control_DC < delta_D[:, None]).sum(1), "controls", "controls with a smaller Δ loss"
         ),

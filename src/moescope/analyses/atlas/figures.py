@@ -98,7 +98,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
 def top(table: xr.Dataset, context: Context) -> Figure:
     """The expert with the largest effect on each domain, with experts of its layer that the domain selects as often."""
     frame = top_frame(table, seed=context.seed)
-    best = frame[frame["place"] == 0].sort_values("delta_loss", ascending=False, kind="stable")
+    best = frame[frame["rank"] == 0].sort_values("delta_loss", ascending=False, kind="stable")
     fig = effects_with_controls(
         best,
         [f"{row.domain} · layer {row.layer}, expert {row.expert}" for row in best.itertuples()],

@@ -23,7 +23,7 @@ def _largest_effect(results: Results) -> Finding | None:
     frame = results.table("atlas_top")
     if frame is None or frame.empty:
         return None
-    frame = frame[(frame["place"] == 0) & frame["delta_loss"].notna()]
+    frame = frame[(frame["rank"] == 0) & frame["delta_loss"].notna()]
     if frame.empty:
         return None
     # By the lower end of the interval, not by the effect; experts without an interval come last.
@@ -34,12 +34,12 @@ def _largest_effect(results: Results) -> Finding | None:
         f"Without it the loss on {best['domain']} rises by {number(best['delta_loss'])} nats per token "
         f"({interval_of(best['ci_low'], best['ci_high'])}; the loss is {number(best['loss'])}), on held-out documents "
         f"(evaluation half). {count_of(best['num_controls'], 'random expert')} of its layer that the domain selects "
-        f"about as often: {number(best['control_delta_loss'])} on average, 5 to 95 % of them "
-        f"{number(best['control_quantile_05'])} to {number(best['control_quantile_95'])}. "
+        f"about as often: {number(best['delta_loss_control'])} on average, 5 to 95 % of them "
+        f"{number(best['delta_loss_control_q05'])} to {number(best['delta_loss_control_q95'])}. "
         f"n = {count_of(best['num_tokens'], 'token')} of {count_of(best['num_documents'], 'document')}."
     )
     known = frame[frame["ci_low"].notna()]
-    beyond = known[known["ci_low"] > known["control_quantile_95"]]
+    beyond = known[known["ci_low"] > known["delta_loss_control_q95"]]
     if len(known) > 1:
         text += (
             f" In {len(beyond)} of {count_of(len(known), 'domain')} the lower end for the domain's expert exceeds 95 % "
@@ -107,7 +107,7 @@ def _agreement(results: Results) -> Finding | None:
     if rows.empty or rows["rank_correlation"].isna().all():
         return None
     found = row(rows, rows.index[0])
-    ratio = frame["gradient_delta_loss"].sum() / frame["delta_loss"].sum()
+    ratio = frame["delta_loss_gradient"].sum() / frame["delta_loss"].sum()
     first_order = relations[(relations["effect"] == "ablated") & (relations["predictor"] == "first order")]
     text = (
         f"{count_of(len(frame), 'expert')} were ablated exactly on {count_of(frame['num_tokens'].iloc[0], 'token')}: "

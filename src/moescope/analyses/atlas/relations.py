@@ -77,7 +77,7 @@ def relations(
         others = {name: values_LE.ravel()[list(cells)] for name, values_LE in predictors.items()}
         for name, values_P in (estimates | (others if main != EXACT else {})).items():
             add(EXACT, name, ACROSS, correlate_experts(values_P, exact_P, seed=seed))
-    first_LDE, second_LDE = table["choosing_delta_loss"].values, table["measured_delta_loss"].values
+    first_LDE, second_LDE = table["selection_half_delta_loss"].values, table["evaluation_half_delta_loss"].values
     for name, values_LE in {**predictors, OTHER_HALF: first_LDE[:, 0]}.items():
         effect_LE = (second_LDE if name == OTHER_HALF else effect_LDE)[:, 0]
         add(main, name, ACROSS, correlate_experts(values_LE.ravel(), effect_LE.ravel(), seed=seed))

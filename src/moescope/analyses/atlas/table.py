@@ -71,8 +71,8 @@ def _effects(measured: Measured, context: Context, method: Method, cells: Sequen
     variables: dict[str, Variable] = {}
     for prefix, half, added in (
         ("", None, ""),
-        ("choosing_", 0, "; half 0 of the documents"),
-        ("measured_", 1, "; half 1 of the documents"),
+        ("selection_half_", 0, "; half 0 of the documents"),
+        ("evaluation_half_", 1, "; half 1 of the documents"),
     ):
         within_G = None if half is None else half_G == half
         means = domain_means(effects_GX, documents, num_domains, within_G=within_G, seed=context.seed)
@@ -189,7 +189,7 @@ def top_frame(table: xr.Dataset, *, seed: int) -> pd.DataFrame:
     too few documents for intervals). The control of each is the mean effect, on the same documents, of up to 20 random
     experts of its layer that the domain's tokens select about as often.
 
-    Columns: `place` from 0; `choosing_delta_loss` is of half 0, all others of half 1 but `loss`, which is of both.
+    Columns: `rank` from 0; `selection_half_delta_loss` is of half 0, all others of half 1 but `loss`, which is of both.
 
     Args:
         table: The atlas' table.
@@ -199,30 +199,30 @@ def top_frame(table: xr.Dataset, *, seed: int) -> pd.DataFrame:
     layers = table["layer"].values.tolist()
     for domain in table["domain"].values.tolist()[1:]:
         of_domain = table.sel(domain=domain)
-        score_LE = of_domain["choosing_delta_loss_ci_low"].values
+        score_LE = of_domain["selection_half_delta_loss_ci_low"].values
         if not np.isfinite(score_LE).any():
-            score_LE = of_domain["choosing_delta_loss"].values
+            score_LE = of_domain["selection_half_delta_loss"].values
         order = np.argsort(-np.nan_to_num(score_LE, nan=-np.inf).ravel(), kind="stable")[:TOP_EXPERTS]
         for rank, cell in enumerate(order[np.isfinite(score_LE.ravel()[order])].tolist()):
             position, expert = divmod(cell, score_LE.shape[1])
-            measured_E = of_domain["measured_delta_loss"].values[position]
+            measured_E = of_domain["evaluation_half_delta_loss"].values[position]
             unknown = np.flatnonzero(~np.isfinite(measured_E)).tolist()
             selected_E = of_domain["num_selected"].values[position]
             controls = matched_experts(selected_E, expert, num=NUM_CONTROLS, exclude=unknown, seed=seed)
             known = measured_E[controls]
             of_expert = of_domain.isel(layer=position, expert=expert)
             rows.append(
-                {"domain": domain, "place": rank, "layer": layers[position], "expert": expert}
+                {"domain": domain, "rank": rank, "layer": layers[position], "expert": expert}
                 | {key: int(of_expert[f"measured_{key}"]) for key in ("num_tokens", "num_documents")}
                 | {
-                    "delta_loss": float(of_expert["measured_delta_loss"]),
-                    "ci_low": float(of_expert["measured_delta_loss_ci_low"]),
-                    "ci_high": float(of_expert["measured_delta_loss_ci_high"]),
-                    "control_delta_loss": float(known.mean()) if known.size else np.nan,
-                    "control_quantile_05": float(np.quantile(known, 0.05)) if known.size else np.nan,
-                    "control_quantile_95": float(np.quantile(known, 0.95)) if known.size else np.nan,
+                    "delta_loss": float(of_expert["evaluation_half_delta_loss"]),
+                    "ci_low": float(of_expert["evaluation_half_delta_loss_ci_low"]),
+                    "ci_high": float(of_expert["evaluation_half_delta_loss_ci_high"]),
+                    "delta_loss_control": float(known.mean()) if known.size else np.nan,
+                    "delta_loss_control_q05": float(np.quantile(known, 0.05)) if known.size else np.nan,
+                    "delta_loss_control_q95": float(np.quantile(known, 0.95)) if known.size else np.nan,
                     "num_controls": len(controls),
-                    "choosing_delta_loss": float(of_expert["choosing_delta_loss"]),
+                    "selection_half_delta_loss": float(of_expert["selection_half_delta_loss"]),
                     "loss": float(of_domain["loss"]),
                 }
             )
@@ -237,7 +237,7 @@ def ablated_frame(table: xr.Dataset) -> pd.DataFrame:
         "delta_loss": "ablated_delta_loss",
         "ci_low": "ablated_delta_loss_ci_low",
         "ci_high": "ablated_delta_loss_ci_high",
-        "gradient_delta_loss": "ablated_gradient",
+        "delta_loss_gradient": "ablated_gradient",
         "first_order": "ablated_first_order",
     }
     frame = pd.DataFrame({column: table[name].values for column, name in names.items()})

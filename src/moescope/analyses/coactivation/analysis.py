@@ -42,8 +42,8 @@ class Coactivation(Analysis):
         return cooccurrence(context)
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer, expert, other_expert`: num_together, co-activation and lift, both also with `_independent`."""
-        names = ["coactivation", "coactivation_independent", "lift", "lift_independent"]
+        """By `layer, expert, other_expert`: num_together, co-activation and lift, both also with `_chance`."""
+        names = ["coactivation", "coactivation_chance", "lift", "lift_chance"]
         return statistics["cooccurrence"].compute()[["num_tokens", "num_selected", "num_together", *names]]
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:

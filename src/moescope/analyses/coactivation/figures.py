@@ -37,7 +37,7 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
     )
     ax.plot(
         layers,
-        frame["lift_independent_median"],
+        frame["lift_median_chance"],
         color=style.NEUTRAL,
         linestyle=DASHES,
         marker="_" if len(layers) == 1 else "",
@@ -54,7 +54,7 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
 def lifts(table: xr.Dataset, context: Context) -> Figure:
     """The lift of each pair over its lift under independent routing, a heat map per layer."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio_LEE = np.log2((table["lift"] / table["lift_independent"]).values)
+        ratio_LEE = np.log2((table["lift"] / table["lift_chance"]).values)
     # Pairs never selected together are at the lower end of the scale, not outside it.
     ratio_LEE = np.clip(ratio_LEE, -LOG2_LIMIT, LOG2_LIMIT)
     orders = [cluster_order(ratio_EE)[0] for ratio_EE in ratio_LEE]

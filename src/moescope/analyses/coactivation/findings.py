@@ -17,10 +17,10 @@ def _coactivation(results: Results) -> Finding | None:
     if pairs is None or layers is None or pairs.empty:
         return None
     best = row(pairs, pairs["lift"].idxmax())
-    times = number(best["num_together"] / best["num_together_independent"])
+    times = number(best["num_together"] / best["num_together_chance"])
     text = (
         f"{count_of(best['num_together'], 'token')} of {best['num_tokens']:,} select both, {times} times the "
-        f"{number(best['num_together_independent'])} expected under independent routing. Of the tokens routed to "
+        f"{number(best['num_together_chance'])} expected under independent routing. Of the tokens routed to "
         f"expert {best['expert']}, {percent(best['coactivation'])} are also routed to expert {best['other_expert']}. "
         f"The highest lift of {int(layers['num_pairs'].sum()):,} pairs, selected and measured on the same data: a "
         "description of this sample, not an estimate."

@@ -50,7 +50,7 @@ def _by_layer(table: xr.Dataset) -> Iterator[_Pairs]:
     for layer in table["layer"].values.tolist():
         at = table.sel(layer=layer)
         num_tokens, selected_E = int(at["num_tokens"]), at["num_selected"].values
-        independent_P = at["lift_independent"].values[i_P, j_P]
+        independent_P = at["lift_chance"].values[i_P, j_P]
         with np.errstate(invalid="ignore", divide="ignore"):
             expected_P = independent_P * selected_E[i_P] * selected_E[j_P] / num_tokens
         yield _Pairs(layer, at, num_tokens, i_P, j_P, at["lift"].values[i_P, j_P], independent_P, expected_P)
@@ -71,7 +71,7 @@ def summary_frame(table: xr.Dataset) -> pd.DataFrame:
                 "lift_q05": low,
                 "lift_median": median,
                 "lift_q95": high,
-                "lift_independent_median": float(np.median(pairs.independent_P[ranked_P])) if some else np.nan,
+                "lift_median_chance": float(np.median(pairs.independent_P[ranked_P])) if some else np.nan,
                 "num_pairs_never_together": int((pairs.table["num_together"].values[pairs.i_P, pairs.j_P] == 0).sum()),
             }
         )
@@ -89,18 +89,18 @@ def pairs_frame(table: xr.Dataset) -> pd.DataFrame:
             rows.append(
                 {
                     "layer": pairs.layer,
-                    "place": place,
+                    "rank": place,
                     "expert": i,
                     "other_expert": j,
                     "num_tokens": pairs.num_tokens,
                     "num_selected": int(at["num_selected"][i]),
                     "other_num_selected": int(at["num_selected"][j]),
                     "num_together": int(at["num_together"][i, j]),
-                    "num_together_independent": pairs.expected_P[pair],
+                    "num_together_chance": pairs.expected_P[pair],
                     "coactivation": float(at["coactivation"][i, j]),
                     "coactivation_reverse": float(at["coactivation"][j, i]),
                     "lift": pairs.lift_P[pair],
-                    "lift_independent": pairs.independent_P[pair],
+                    "lift_chance": pairs.independent_P[pair],
                 }
             )
     return pd.DataFrame(rows)

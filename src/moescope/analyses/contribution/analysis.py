@@ -76,7 +76,7 @@ class Contribution(ContributionOptions, Analysis):
         frames = {
             "contribution": expert_rows(table),
             "contribution_domains": domain_rows(table),
-            "contribution_leaders": top_experts(table),
+            "contribution_top": top_experts(table),
         }
         if "promoted_token_id" in table:
             frames["promoted_tokens"] = token_rows(table)

@@ -38,23 +38,26 @@ def _layers_near_zero(results: Results) -> Finding | None:
 
 
 def _largest_share(results: Results) -> Finding | None:
-    frame = results.table("contribution_leaders")
+    frame = results.table("contribution_top")
     if frame is None or not frame["output_share"].notna().any():
         return None
     num_experts = results.manifest.num_experts
     frame = frame[frame["output_share"].notna()]
     # The layer is selected on the same half as the expert.
-    best = row(frame, frame["output_share_choosing"].idxmax())
-    fewest, most = row(frame, frame["experts_for_half"].idxmin()), row(frame, frame["experts_for_half"].idxmax())
+    best = row(frame, frame["selection_half_output_share"].idxmax())
+    fewest, most = (
+        row(frame, frame["num_experts_for_half"].idxmin()),
+        row(frame, frame["num_experts_for_half"].idxmax()),
+    )
     text = (
         f"On held-out documents (evaluation half), expert {best['expert']} of layer {best['layer']} contributes "
         f"{percent(best['output_share'])} of the layer's routed output "
         f"({interval_of(best['output_share_ci_low'], best['output_share_ci_high'], share=True)}; even share 1/E: "
         f"{percent(1 / num_experts)}; n: {count_of(best['num_tokens'], 'token')}). Half of the output comes from "
-        f"{count_of(fewest['experts_for_half'], 'expert')}"
+        f"{count_of(fewest['num_experts_for_half'], 'expert')}"
     )
     if len(frame) > 1:
-        text += f" at layer {fewest['layer']} and {most['experts_for_half']} at layer {most['layer']}"
+        text += f" at layer {fewest['layer']} and {most['num_experts_for_half']} at layer {most['layer']}"
     text += f"; with even shares, from {math.ceil(num_experts / 2)}."
     title = f"Expert {best['expert']} of layer {best['layer']} has the largest share of its layer's output"
     verdict: Verdict = "not testable" if math.isnan(best["output_share_ci_low"]) else "shown"

@@ -61,7 +61,7 @@ def promoted_tokens(model: MoEModel, means: Mapping[int, Tensor], num_tokens: in
             by_layer[f"{kind}_logit"].append(logits_EV.gather(1, ids_EP).numpy())
             by_layer[f"{kind}_logit_above_layer"].append(above_EV.gather(1, ids_EP).numpy())
             by_layer[f"{kind}_token_id"].append(torch.where(seen_E.unsqueeze(1), ids_EP, -1).numpy())
-    dims = ("layer", "expert", "place")
+    dims = ("layer", "expert", "rank")
     arrays = {name: np.stack(parts) for name, parts in by_layer.items()}
     variables = {}
     for name, values_LEP in arrays.items():
@@ -74,7 +74,7 @@ def promoted_tokens(model: MoEModel, means: Mapping[int, Tensor], num_tokens: in
         texts_A = np.array([texts[token_id] for token_id in ids_LEP.ravel().tolist()], dtype=np.str_)
         definition = f"the {kind} token, made visible"
         variables[f"{kind}_token"] = variable(dims, texts_A.reshape(ids_LEP.shape), "text", definition)
-    coords = {"layer": list(means), "expert": np.arange(ids.shape[2]), "place": np.arange(num_tokens)}
+    coords = {"layer": list(means), "expert": np.arange(ids.shape[2]), "rank": np.arange(num_tokens)}
     return xr.Dataset(variables, coords=coords, attrs={"promoted_definition": PROMOTED})
 
 
@@ -98,14 +98,14 @@ def top_experts(table: xr.Dataset) -> pd.DataFrame:
     rows = []
     for layer in table["layer"].values.tolist():
         at = table.sel(layer=layer)
-        selection_E = at["output_share_choosing"].values
+        selection_E = at["selection_half_output_share"].values
         if not np.isfinite(selection_E).any():
             continue
         best = at.isel(expert=int(np.nanargmax(selection_E)))
-        row = {"layer": layer, "expert": int(best["expert"]), "num_tokens": int(at["num_tokens_measured"])}
-        row |= {f"output_share{end}": best[f"output_share_measured{end}"].item() for end in _ENDS}
-        row |= {"output_share_choosing": best["output_share_choosing"].item()}
-        rows.append(row | {"experts_for_half": num_for_half(at["output_share"].values)})
+        row = {"layer": layer, "expert": int(best["expert"]), "num_tokens": int(at["evaluation_half_num_tokens"])}
+        row |= {f"output_share{end}": best[f"evaluation_half_output_share{end}"].item() for end in _ENDS}
+        row |= {"selection_half_output_share": best["selection_half_output_share"].item()}
+        rows.append(row | {"num_experts_for_half": num_for_half(at["output_share"].values)})
     return pd.DataFrame(rows)
 
 
@@ -121,8 +121,8 @@ def token_rows(table: xr.Dataset) -> pd.DataFrame:
     parts = []
     for kind in KINDS:
         names = {f"{kind}_{column}": column for column in ("token_id", "token", "logit", "logit_above_layer")}
-        frame = table[list(names)].rename(names).to_dataframe(dim_order=["layer", "expert", "place"]).reset_index()
+        frame = table[list(names)].rename(names).to_dataframe(dim_order=["layer", "expert", "rank"]).reset_index()
         frame.insert(2, "kind", kind)
         parts.append(frame[frame["token_id"] >= 0])
-    rows = pd.concat(parts).sort_values(["layer", "expert", "kind", "place"], kind="stable")
+    rows = pd.concat(parts).sort_values(["layer", "expert", "kind", "rank"], kind="stable")
     return rows.reset_index(drop=True)

@@ -226,13 +226,20 @@ def _next_tokens(study: PromptEffects, model: str) -> Figure:
     if study.draws:
         right.hlines(
             heights,
-            rows["control_change_low"],
-            rows["control_change_high"],
+            rows["log_probability_change_control_q05"],
+            rows["log_probability_change_control_q95"],
             color=style.NEUTRAL,
             alpha=0.35,
             linewidth=5,
         )
-        right.plot(rows["control_change_median"], heights, "|", color=style.NEUTRAL, markersize=6, label=CONTROL)
+        right.plot(
+            rows["log_probability_change_control_median"],
+            heights,
+            "|",
+            color=style.NEUTRAL,
+            markersize=6,
+            label=CONTROL,
+        )
     if study.effects[0].other:
         spans = rows["other_choices_change_low"], rows["other_choices_change_high"]
         right.hlines(heights, *spans, color=style.COLORS[1], linewidth=0.8, label=OTHERS)

@@ -189,10 +189,10 @@ class PromptEffects:
                         "position": position,
                         "token": self.prompt.tokens[position],
                         "kl": kl,
-                        "control_kl_median": middle,
-                        "control_kl_low": low,
-                        "control_kl_high": high,
-                        "control_share_as_large": float((matched_RP[:, index] >= kl).mean())
+                        "kl_control_median": middle,
+                        "kl_control_q05": low,
+                        "kl_control_q95": high,
+                        "kl_control_share_as_large": float((matched_RP[:, index] >= kl).mean())
                         if self.draws
                         else math.nan,
                         "num_controls": len(self.draws),
@@ -242,9 +242,9 @@ class PromptEffects:
                             "log_probability_before": float(before[slot]),
                             "log_probability_after": float(after[slot]),
                             "log_probability_change": float(after[slot] - before[slot]),
-                            "control_change_median": middle,
-                            "control_change_low": low,
-                            "control_change_high": high,
+                            "log_probability_change_control_median": middle,
+                            "log_probability_change_control_q05": low,
+                            "log_probability_change_control_q95": high,
                             "num_controls": len(self.draws),
                             "other_choices_change_median": other_middle,
                             "other_choices_change_low": other_low,

@@ -157,7 +157,7 @@ def means(table: xr.Dataset, context: Context) -> Figure:
         if not len(seen):
             ax.axis("off")
             continue
-        tints = [style.ink(colors[groups[domain]]) for domain in at["foremost_domain"].values[seen].tolist()]
+        tints = [style.ink(colors[groups[domain]]) for domain in at["top_domain"].values[seen].tolist()]
         _bare(ax, xy[seen])
         _numbers(ax, seen.tolist(), xy[seen], (3.1 if across == 2 else 6.4, 2.5), tints)
     _legend(fig, colors)

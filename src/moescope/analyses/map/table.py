@@ -173,7 +173,7 @@ def _of_means(contribution: ExpertContribution, layers: list[int]) -> xr.Dataset
     return xr.Dataset(
         {
             "num_selected": counted["num_selected"],
-            "foremost_domain": variable(
+            "top_domain": variable(
                 dims, names_LE, "", "the domain of whose tokens the largest share is routed to the expert"
             ),
             "mean_x": variable(dims, np.stack([xy[:, 0] for xy, _ in by_layer]), "", axis.format(1)),

@@ -32,12 +32,12 @@ class Overlap(Analysis):
         return cooccurrence(context) | token_usage(context)
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer, expert, other_expert`: the measures of `table.MEASURES`, each also with `_independent`."""
+        """By `layer, expert, other_expert`: the measures of `table.MEASURES`, each also with `_chance`."""
         usage = statistics["tokens_input"]
         assert isinstance(usage, TokenUsage)
         together = statistics["cooccurrence"].compute()
         table = xr.merge([together, usage.vocabulary_overlap()], combine_attrs="drop_conflicts")
-        names = [f"{name}{suffix}" for name in MEASURES for suffix in ("", "_independent")]
+        names = [f"{name}{suffix}" for name in MEASURES for suffix in ("", "_chance")]
         return table[["num_tokens", "num_selected", *names]]
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:

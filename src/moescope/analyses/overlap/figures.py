@@ -26,7 +26,7 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
     for ax, (measure, title) in zip(axes, panels, strict=True):
         for name, color, suffix in (
             ("pairs of experts", style.COLORS[0], ""),
-            ("independent routing", style.NEUTRAL, "_independent"),
+            ("independent routing", style.NEUTRAL, "_chance"),
         ):
             quantiles = quantiles_over_pairs(table[f"{measure}{suffix}"].values[:, i_P, j_P])
             spread(ax, layers, *quantiles, name=name, color=color, dashed=bool(suffix))
@@ -49,7 +49,7 @@ def vocabulary(table: xr.Dataset, context: Context) -> Figure:
 
 
 def _heat_maps(table: xr.Dataset, context: Context, measure: str, reading: str, label: str) -> Figure:
-    measured_LEE, independent_LEE = table[measure].values, table[f"{measure}_independent"].values
+    measured_LEE, independent_LEE = table[measure].values, table[f"{measure}_chance"].values
     above_EE = np.triu(np.ones(measured_LEE.shape[1:], dtype=bool), 1)
     matrices, orders = [], []
     for measured_EE, independent_EE in zip(measured_LEE, independent_LEE, strict=True):

@@ -22,7 +22,7 @@ def summary_frame(table: xr.Dataset) -> pd.DataFrame:
             values_P = at[measure].values[i_P, j_P]
             known_P = np.isfinite(values_P)
             values_P = values_P[known_P]
-            independent_P = at[f"{measure}_independent"].values[i_P, j_P][known_P]
+            independent_P = at[f"{measure}_chance"].values[i_P, j_P][known_P]
             rows.append(
                 {
                     "layer": layer,
@@ -30,9 +30,9 @@ def summary_frame(table: xr.Dataset) -> pd.DataFrame:
                     "num_tokens": int(at["num_tokens"]),
                     "num_pairs": len(values_P),
                     "mean": values_P.mean() if len(values_P) else np.nan,
-                    "mean_independent": independent_P.mean() if len(values_P) else np.nan,
+                    "mean_chance": independent_P.mean() if len(values_P) else np.nan,
                     "median": np.median(values_P) if len(values_P) else np.nan,
-                    "median_independent": np.median(independent_P) if len(values_P) else np.nan,
+                    "median_chance": np.median(independent_P) if len(values_P) else np.nan,
                 }
             )
     return pd.DataFrame(rows)
@@ -47,7 +47,7 @@ def pairs_frame(table: xr.Dataset) -> pd.DataFrame:
         selected_E = at["num_selected"].values
         for measure in MEASURES:
             values_P = at[measure].values[i_P, j_P]
-            independent_P = at[f"{measure}_independent"].values[i_P, j_P]
+            independent_P = at[f"{measure}_chance"].values[i_P, j_P]
             known_P = np.isfinite(values_P)
             excess_P = np.where(known_P, values_P - independent_P, -np.inf)
             top = np.argsort(-excess_P, kind="stable")[:TOP_PAIRS]
@@ -57,13 +57,13 @@ def pairs_frame(table: xr.Dataset) -> pd.DataFrame:
                     {
                         "layer": layer,
                         "measure": measure,
-                        "place": place,
+                        "rank": place,
                         "expert": i,
                         "other_expert": j,
                         "num_selected": int(selected_E[i]),
                         "other_num_selected": int(selected_E[j]),
                         "overlap": values_P[pair],
-                        "overlap_independent": independent_P[pair],
+                        "overlap_chance": independent_P[pair],
                     }
                 )
     return pd.DataFrame(rows)

@@ -27,7 +27,7 @@ def information(table: xr.Dataset, context: Context) -> Figure:
             "first-ranked expert": table[f"top1_nmi{suffix}"].values,
             f"all {context.model.num_experts_per_token} experts": table[f"nmi{suffix}"].values,
         }
-        for suffix in ("", "_independent")
+        for suffix in ("", "_chance")
     )
     fig, ax = style.figure("column", 2.5)
     against_independent(

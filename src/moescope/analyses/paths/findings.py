@@ -16,18 +16,18 @@ def _paths(results: Results) -> Finding | None:
     frame = results.table("paths")
     if frame is None or frame.empty:
         return None
-    excess = (frame["top1_nmi"] - frame["top1_nmi_independent"]).dropna()
+    excess = (frame["top1_nmi"] - frame["top1_nmi_chance"]).dropna()
     if excess.empty:
         return None
     best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     text = (
         f"Normalized mutual information of the first-ranked experts: {number(best['top1_nmi'])}; independent routing "
-        f"(one layer's tokens shuffled): {number(best['top1_nmi_independent'])}."
+        f"(one layer's tokens shuffled): {number(best['top1_nmi_chance'])}."
     )
     if len(excess) > 1:
         text += (
             f" Lowest between layers {least['layer']} and {least['next_layer']}: {number(least['top1_nmi'])} "
-            f"({number(least['top1_nmi_independent'])})."
+            f"({number(least['top1_nmi_chance'])})."
         )
     if excess.max() <= 0:
         title = "The expert at one layer is not shown to depend on the expert at the layer before"

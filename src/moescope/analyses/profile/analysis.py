@@ -137,7 +137,9 @@ class Profile(ProfileOptions, Analysis):
         frame = profile_frame(table)
         if self.experts is not None:
             return {"profile": frame[frame["expert"].isin(self.experts)].reset_index(drop=True)}
-        best = frame[frame["label"] != ""].sort_values("choosing_balanced_accuracy", ascending=False, kind="stable")
+        best = frame[frame["label"] != ""].sort_values(
+            "selection_half_balanced_accuracy", ascending=False, kind="stable"
+        )
         return {"profile": frame, "profile_best": best.head(NUM_BEST).reset_index(drop=True)}
 
     def files(self, table: xr.Dataset, context: Context) -> Iterator[tuple[str, str]]:
@@ -211,15 +213,15 @@ def profile_frame(table: xr.Dataset) -> pd.DataFrame:
         "load": "load",
         "first_rank_share": "first_rank_share",
         "selection_weight": "selection_weight",
-        "selection_lead": "selection_lead",
+        "selection_margin_mean": "selection_margin_mean",
         "label": "label_text",
         "rule": "label_rule",
         "balanced_accuracy": "label_balanced_accuracy",
         "ci_low": "label_ci_low",
         "ci_high": "label_ci_high",
-        "choosing_balanced_accuracy": "label_choosing_balanced_accuracy",
-        "num_scored_tokens": "label_num_tokens",
-        "num_scored_documents": "label_num_documents",
+        "selection_half_balanced_accuracy": "label_selection_half_balanced_accuracy",
+        "evaluation_half_num_tokens": "label_num_tokens",
+        "evaluation_half_num_documents": "label_num_documents",
     }
     rows = {
         "layer": np.repeat(table["layer"].values, num_experts),

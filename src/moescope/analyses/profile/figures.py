@@ -85,14 +85,14 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
     used = (
         f"selected for {share} of tokens{_reach(usage.ci_low, usage.ci_high, '{:.1%}')}, uniform "
         f"{usage.uniform_baseline:.1%} · load {_said(usage.load, '{:.2f}')}, "
-        f"rank {usage.place + 1} of {profile.model.num_experts} by use"
+        f"rank {usage.rank + 1} of {profile.model.num_experts} by use"
     )
     lines.append((used, style.NEUTRAL))
     if usage.num_selected:
         margins = (
             f"ranked first for {_said(router.first_rank_share, '{:.0%}')} of its tokens · mean weight "
             f"{_said(router.weight, '{:.3g}')} · margin {_said(router.margin, '{:.3g}')}, boundary margin "
-            f"{_said(router.boundary_margin, '{:.3g}')}, selection margin {_said(router.lead, '{:.3g}')} "
+            f"{_said(router.boundary_margin, '{:.3g}')}, selection margin {_said(router.selection_margin, '{:.3g}')} "
             f"({router.selects_by})"
         )
         lines.append((margins, style.NEUTRAL))
@@ -276,7 +276,7 @@ def labels(frame: pd.DataFrame, context: Context) -> Figure:
     fig, ax = style.figure("column", 2.4)
     for column, name, color, dashed in (
         ("balanced_accuracy", "evaluation half", style.COLORS[0], False),
-        ("choosing_balanced_accuracy", "selection half", style.NEUTRAL, True),
+        ("selection_half_balanced_accuracy", "selection half", style.NEUTRAL, True),
     ):
         values = np.stack([frame.loc[frame["layer"] == layer, column].to_numpy(float) for layer in layers])
         spread(ax, layers, *quantiles_over_pairs(values), name=name, color=color, dashed=dashed)

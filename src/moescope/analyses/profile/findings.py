@@ -24,13 +24,13 @@ def _labels(results: Results) -> Finding | None:
     if known.empty:
         return None
     # Selected and evaluated on different halves of the documents.
-    best = row(known, known["choosing_balanced_accuracy"].idxmax())
+    best = row(known, known["selection_half_balanced_accuracy"].idxmax())
     above = int((known["ci_low"] > CHANCE).sum())
     text = (
         f"For {above:,} of {count_of(len(known), 'expert')} the 95 % CI of the label's balanced accuracy lies above "
         f"chance ({CHANCE}) on held-out documents; the median is "
         f"{number(float(known['balanced_accuracy'].median()))} on the evaluation half and "
-        f"{number(float(known['choosing_balanced_accuracy'].median()))} on the selection half. Highest on the selection "
+        f"{number(float(known['selection_half_balanced_accuracy'].median()))} on the selection half. Highest on the selection "
         f"half: expert {best['expert']} of layer {best['layer']}, {best['label']}: {number(best['balanced_accuracy'])} "
         f"({interval_of(best['ci_low'], best['ci_high'])}). A label names what is routed to an expert, not what the "
         "expert computes."

@@ -101,8 +101,7 @@ class Label:
 def labels(
     sample: SampledTokens, num_experts: int, domains: Sequence[str], groups: Mapping[str, str], *, seed: int = 0
 ) -> list[Label | None]:
-    """The label of every expert of a layer; None for one that no token of the selection half was
-    routed to, or all were.
+    """The label of every expert of a layer; None where no token of the selection half is routed to it, or all are.
 
     The domain part is the domain, or the group of domains, and the token part up to ten token types, of largest gain in
     balanced accuracy `N_xe / N_e - (N_x - N_xe) / (N - N_e)` on half 0; of the four rules that can be made of the two,

@@ -106,7 +106,7 @@ class ProfileMaker:
                 probability=self._number("selection_probability", at),
                 margin=self._number("selection_margin", at),
                 boundary_margin=self._number("selection_boundary_margin", at),
-                lead=self._number("selection_lead", at),
+                selection_margin=self._number("selection_margin_mean", at),
             ),
             domains=self._domains(at),
             divergence=schema.Divergence(
@@ -139,7 +139,7 @@ class ProfileMaker:
             ci_high=self._number("selection_frequency_ci_high", at),
             uniform_baseline=model.num_experts_per_token / model.num_experts,
             load=self._number("load", at),
-            place=int(self._at("usage_place", at)),
+            rank=int(self._at("usage_rank", at)),
             mean_probability=self._number("mean_probability", at),
         )
 
@@ -220,7 +220,7 @@ class ProfileMaker:
                 num_together=int(self._at("coactivated_num_together", (*at, place))),
                 coactivation=self._number("coactivated_coactivation", (*at, place)),
                 lift=self._number("coactivated_lift", (*at, place)),
-                lift_independent=self._number("coactivated_lift_independent", (*at, place)),
+                lift_chance=self._number("coactivated_lift_chance", (*at, place)),
             )
             for place in np.flatnonzero(self._at("coactivated_expert", at) >= 0).tolist()
         ]
@@ -330,7 +330,7 @@ class ProfileMaker:
             num_tokens=int(self._at("label_num_tokens", at)),
             num_selected=int(self._at("label_num_selected", at)),
             num_documents=int(self._at("label_num_documents", at)),
-            choosing_balanced_accuracy=self._number("label_choosing_balanced_accuracy", at),
+            selection_half_balanced_accuracy=self._number("label_selection_half_balanced_accuracy", at),
         )
 
 

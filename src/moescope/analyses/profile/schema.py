@@ -50,20 +50,20 @@ class Usage(_Part):
     ci_high: Share = None
     uniform_baseline: float = Field(description="K / E")
     load: float | None = Field(description="N_e over its mean over the layer's experts; 1 when balanced")
-    place: int = Field(description="0 for the busiest expert of the layer")
+    rank: int = Field(description="by use, 0 for the most used expert of the layer")
     mean_probability: float | None = Field(description="mean router probability over all tokens")
 
 
 class RouterMargins(_Part):
     """How the router gives it its tokens: means over those that selected it."""
 
-    selects_by: str = Field(description="what the family selects by: the unit of boundary_margin and lead")
+    selects_by: str = Field(description="what the family selects by: the unit of boundary_margin and selection_margin")
     first_rank_share: Share = Field(description="tokens for which it has the largest weight / N_e")
     weight: float | None = Field(description="weight applied")
     probability: float | None = Field(description="router probability")
     margin: float | None = Field(description="largest probability minus second largest")
     boundary_margin: float | None = Field(description="lowest selected minus highest unselected value")
-    lead: float | None = Field(description="its own value minus the highest unselected one")
+    selection_margin: float | None = Field(description="its own value minus the highest unselected one")
 
 
 class DomainUse(_Part):
@@ -105,7 +105,7 @@ class TokenType(_Part):
 class TokenTypes(_Part):
     """Its token types in one reading."""
 
-    min_count: int = Field(description="types seen less often have no place by lift")
+    min_count: int = Field(description="types seen less often are not ranked by lift")
     by_lift: list[TokenType] = Field(description="picked among thousands: describes this sample, estimates nothing")
     by_count: list[TokenType]
 
@@ -119,15 +119,15 @@ class Tokens(_Part):
 
 
 class Context(_Part):
-    """A place where it puts out much, at most one of a document."""
+    """A token at which w ‖o‖ is large, with those around it; at most one of a document."""
 
     domain: str
     document_hash: str = Field(description="hash of the document's id, 16 hexadecimal digits")
-    position: int = Field(description="place of the token in its document, from 0")
+    position: int = Field(description="position of the token in its document, from 0")
     value: float = Field(description="w ‖o‖ at the token: length of the expert's output after the applied weight")
     weight: float = Field(description="w")
     text: str = Field(description="the stretch of text, as it is")
-    target: int = Field(description="place of the token in the lists below")
+    target: int = Field(description="index of the token in the lists below")
     token_ids: list[int]
     tokens: list[str] = Field(description=VISIBLE)
     values: list[float] = Field(description="w ‖o‖ of this expert at each token; 0 where it was not selected")
@@ -135,7 +135,7 @@ class Context(_Part):
     @model_validator(mode="after")
     def _lists_agree(self) -> Self:
         if not len(self.token_ids) == len(self.tokens) == len(self.values) > self.target >= 0:
-            raise ValueError("token_ids, tokens and values are of one length, and target is a place in them")
+            raise ValueError("token_ids, tokens and values are of one length, and target is an index into them")
         return self
 
 
@@ -163,7 +163,7 @@ class Coactivated(_Part):
     num_together: int = Field(description="N_ij")
     coactivation: Share = Field(description="N_ij / N_i, i this expert")
     lift: float | None = Field(description="N N_ij / (N_i N_j)")
-    lift_independent: float | None = Field(description="the same under independent routing")
+    lift_chance: float | None = Field(description="the same under independent routing")
 
 
 class Neighbor(_Part):
@@ -233,7 +233,7 @@ class StatisticalLabel(_Part):
     num_tokens: int = Field(description="tokens it was scored on")
     num_selected: int = Field(description="those of them that selected the expert")
     num_documents: int = Field(description="documents that these are of")
-    choosing_balanced_accuracy: Share = Field(description="on the selection half: optimistically biased")
+    selection_half_balanced_accuracy: Share = Field(description="on the selection half: optimistically biased")
 
 
 class ExpertProfile(_Part):

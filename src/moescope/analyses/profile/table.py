@@ -52,12 +52,12 @@ def usage_part(usage: xr.Dataset) -> xr.Dataset:
     np.put_along_axis(place_LE, order_LE, np.arange(order_LE.shape[1])[None], axis=1)
     return table.assign(
         load=variable(PAIR, load_LE, "ratio", "N_e over its mean over the layer's experts"),
-        usage_place=variable(PAIR, place_LE, "rank", "rank by N_e in the layer, 0 for the most used"),
+        usage_rank=variable(PAIR, place_LE, "rank", "rank by N_e in the layer, 0 for the most used"),
     )
 
 
 def tokens_part(statistics: Mapping[str, Statistic]) -> xr.Dataset:
-    """Top token types by `reading, order, token_place`; a reading that was not counted is absent."""
+    """Top token types by `reading, order, token_rank`; a reading that was not counted is absent."""
     readings = [reading for reading in get_args(Reading) if f"tokens_{reading}" in statistics]
     tops = []
     for reading in readings:
@@ -67,14 +67,14 @@ def tokens_part(statistics: Mapping[str, Statistic]) -> xr.Dataset:
         return xr.Dataset()
     top = xr.concat(tops, xr.Variable("reading", readings), combine_attrs="drop_conflicts")
     names = {str(name): f"token_{str(name).removeprefix('token_')}" for name in top.data_vars}
-    top = top.transpose("layer", "expert", "reading", "order", "place")
-    return top.rename(names | {"place": "token_place"}).assign_attrs(token_min_count=top.attrs["min_count"])
+    top = top.transpose("layer", "expert", "reading", "order", "rank")
+    return top.rename(names | {"rank": "token_rank"}).assign_attrs(token_min_count=top.attrs["min_count"])
 
 
 def pairs_part(table: xr.Dataset) -> xr.Dataset:
     """Co-activated experts of each, by lift over independent routing's, among pairs expected together often enough."""
     selected_LE, tokens_L = table["num_selected"].values, table["num_tokens"].values
-    chance_LEE = table["lift_independent"].values
+    chance_LEE = table["lift_chance"].values
     with np.errstate(invalid="ignore", divide="ignore"):
         both = selected_LE[:, :, None] * selected_LE[:, None, :] / tokens_L[:, None, None]
         expected_LEE = chance_LEE * both
@@ -83,7 +83,7 @@ def pairs_part(table: xr.Dataset) -> xr.Dataset:
     variables: dict[str, Any] = nearest(
         key_LEE, "coactivated", "highest lift of co-activation over independent routing"
     )
-    for name in ("num_together", "coactivation", "lift", "lift_independent"):
+    for name in ("num_together", "coactivation", "lift", "lift_chance"):
         of_pair = picked(table[name].values, variables["coactivated_expert"][1])
         variables[f"coactivated_{name}"] = ((*PAIR, "neighbor"), of_pair, dict(table[name].attrs))
     return xr.Dataset(variables)
@@ -149,7 +149,7 @@ def labels_part(statistic: Statistic, context: Context) -> xr.Dataset:
         "label_num_tokens": (PAIR, score("num_tokens"), "tokens", f"tokens of the sample, {half}"),
         "label_num_selected": (PAIR, score("num_selected"), "tokens", "those of them that selected the expert"),
         "label_num_documents": (PAIR, score("num_documents"), "documents", "documents that these are of"),
-        "label_choosing_balanced_accuracy": (
+        "label_selection_half_balanced_accuracy": (
             PAIR,
             array([np.nan if x is None else x.chosen for x in every], np.float64),
             one,
@@ -167,7 +167,7 @@ def labels_part(statistic: Statistic, context: Context) -> xr.Dataset:
     domain_parts = [[label.domain] if label is not None and label.domain is not None else [] for label in every]
     token_parts = [label.tokens if label is not None else () for label in every]
     for name, parts, size in (("label_domain", domain_parts, 0), ("label_token", token_parts, TOP_TOKENS)):
-        dims = (*PAIR, "label_place") if size else PAIR
+        dims = (*PAIR, "label_rank") if size else PAIR
         for field, dtype, units in (
             ("token_id", np.int64, "index"),
             ("lift", np.float64, "ratio"),
@@ -215,7 +215,7 @@ def outputs_part(contribution: xr.Dataset) -> xr.Dataset:
     kinds = [
         f"{kind}_{what}" for kind in ("promoted", "suppressed") for what in ("token_id", "logit", "logit_above_layer")
     ]
-    promoted = contribution[kinds].rename(place="promoted_place").drop_attrs(deep=False)
+    promoted = contribution[kinds].rename(rank="promoted_rank").drop_attrs(deep=False)
     definition = contribution.attrs["promoted_definition"]
     return table.merge(promoted).assign_attrs(promoted_definition=definition)
 

@@ -138,7 +138,7 @@ class Similarity(SimilarityOptions, Analysis):
         )
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer, expert, other_expert`, each measure with `_low`, `_high` and `_redrawn` (the baseline).
+        """By `layer, expert, other_expert`, each measure with `_ci_low`, `_ci_high` and `_control` (the baseline).
 
         Measures are those of `table.DEFINITIONS` (without CKA for `method="cosine"`); in routed mode `cosine`, and
         `num_shared`. By `layer`: the sample's `num_tokens`, `num_samples`, `num_documents`.

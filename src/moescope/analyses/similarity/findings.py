@@ -23,42 +23,42 @@ MEASURES = {
 
 def _similarity(results: Results) -> Finding | None:
     every = results.table("similarity")
-    if every is None or "median_redrawn" not in every.columns:
+    if every is None or "median_control" not in every.columns:
         return None
     measure = str(every["measure"].iloc[0])
-    frame = every[(every["measure"] == measure) & every["median"].notna() & every["median_redrawn"].notna()]
+    frame = every[(every["measure"] == measure) & every["median"].notna() & every["median_control"].notna()]
     if measure not in MEASURES or frame.empty:
         return None
     name, guard, guard_name, confounder = MEASURES[measure]
-    excess = frame["median"] - frame["median_redrawn"]
+    excess = frame["median"] - frame["median_control"]
     best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     text = (
         f"The median pair has a {name} of {number(best['median'])}; random-weight baseline (same experts and inputs, "
-        f"weights resampled at equal scale): {number(best['median_redrawn'])}."
+        f"weights resampled at equal scale): {number(best['median_control'])}."
     )
     guarded = every[(every["measure"] == guard) & (every["layer"] == best["layer"])]
     beyond = True
     if not guarded.empty:
         values = row(guarded, guarded.index[0])
-        beyond = values["median"] > values["median_redrawn"]
-        text += f" {guard_name}: {number(values['median'])}; baseline {number(values['median_redrawn'])}."
-    if not math.isnan(best["share_above_redrawn"]):
+        beyond = values["median"] > values["median_control"]
+        text += f" {guard_name}: {number(values['median'])}; baseline {number(values['median_control'])}."
+    if not math.isnan(best["share_above_control"]):
         text += (
             f" The lower end of the 95 % CI exceeds the baseline's 95th percentile for "
-            f"{percent(best['share_above_redrawn'])} of {count_of(best['num_pairs'], 'pair')}."
+            f"{percent(best['share_above_control'])} of {count_of(best['num_pairs'], 'pair')}."
         )
     text += _most_similar(results, measure, best["layer"])
     if len(frame) > 1:
         above = int((excess > 0).sum())
         text += (
             f" The median pair exceeds the baseline at {above} of {len(frame)} layers; smallest difference at layer "
-            f"{least['layer']}: {number(least['median'])}, baseline {number(least['median_redrawn'])}."
+            f"{least['layer']}: {number(least['median'])}, baseline {number(least['median_control'])}."
         )
     text += (
         f" n: {count_of(best['num_samples'], 'token')} of {count_of(best['num_documents'], 'document')} for every "
         "expert."
     )
-    verdict: Verdict = "not testable" if math.isnan(best["share_above_redrawn"]) else "shown"
+    verdict: Verdict = "not testable" if math.isnan(best["share_above_control"]) else "shown"
     if excess.max() <= 0:
         title = "Experts' outputs are no more similar than those of experts with random weights"
         return Finding("similarity", title, text, "not shown" if verdict == "shown" else verdict)
@@ -77,10 +77,10 @@ def _most_similar(results: Results, measure: str, layer: int) -> str:
     pairs: pd.DataFrame | None = results.table("similarity_pairs")
     if pairs is None or measure not in pairs.columns or (pairs["layer"] == layer).sum() == 0:
         return ""
-    best = row(pairs, pairs.index[(pairs["layer"] == layer) & (pairs["place"] == 0)][0])
+    best = row(pairs, pairs.index[(pairs["layer"] == layer) & (pairs["rank"] == 0)][0])
     return (
         f" Most similar: experts {best['expert']} and {best['other_expert']}, {number(best[measure])} "
-        f"({interval_of(best[f'{measure}_low'], best[f'{measure}_high'])}); optimistically biased, the highest of all "
+        f"({interval_of(best[f'{measure}_ci_low'], best[f'{measure}_ci_high'])}); optimistically biased, the highest of all "
         "pairs."
     )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOP_PAIRS = 20
-BASELINE = "_redrawn"
+BASELINE = "_control"
 """How the names of the random-weight baseline's variables end."""
 
 DEFINITIONS = {
@@ -43,7 +43,7 @@ def estimates(compared: Comparison, estimator: str, *, suffix: str = "", interva
         compared: The estimates, from all tokens and without each group of documents.
         estimator: "minibatch" or "exact", for the definitions.
         suffix: What the variables' names end in: "" or `BASELINE`.
-        intervals: Whether `_low` and `_high` are wanted.
+        intervals: Whether `_ci_low` and `_ci_high` are wanted.
     """
     how = f"terms averaged over {compared.num_minibatches} minibatches of about {MINIBATCH} tokens"
     if estimator == "exact":
@@ -56,8 +56,8 @@ def estimates(compared: Comparison, estimator: str, *, suffix: str = "", interva
         variables[name + suffix] = _pairwise(whole_EE.numpy(), name, f"{DEFINITIONS[name]}; {how}")
         if intervals:
             low_EE, high_EE = interval(whole_EE, without_GEE, compared.present_G)
-            variables[f"{name}_low"] = _pairwise(low_EE.numpy(), name, f"lower end, {groups}")
-            variables[f"{name}_high"] = _pairwise(high_EE.numpy(), name, f"upper end, {groups}")
+            variables[f"{name}_ci_low"] = _pairwise(low_EE.numpy(), name, f"lower end, {groups}")
+            variables[f"{name}_ci_high"] = _pairwise(high_EE.numpy(), name, f"upper end, {groups}")
     return xr.Dataset(variables)
 
 
@@ -122,8 +122,8 @@ def summary_rows(table: xr.Dataset, first: str, mode: str) -> pd.DataFrame:
                 baseline_P = at[measure + BASELINE].values[i_P, j_P]
                 spread = _spread(baseline_P[np.isfinite(baseline_P)])
                 row |= {name + BASELINE: value for name, value in spread.items()}
-                low_P = at[f"{measure}_low"].values[i_P, j_P]
-                above_P = low_P[np.isfinite(low_P)] > spread["quantile_95"]
+                low_P = at[f"{measure}_ci_low"].values[i_P, j_P]
+                above_P = low_P[np.isfinite(low_P)] > spread["q95"]
                 row[f"share_above{BASELINE}"] = float(above_P.mean()) if above_P.size else np.nan
             rows.append(row)
     return pd.DataFrame(rows)
@@ -140,13 +140,13 @@ def pair_rows(table: xr.Dataset, first: str) -> pd.DataFrame:
         pairwise = {str(name): values for name, values in at.data_vars.items() if "other_expert" in values.dims}
         for rank, pair in enumerate(order[: min(TOP_PAIRS, int(np.isfinite(values_P).sum()))]):
             i, j = int(i_P[pair]), int(j_P[pair])
-            row = {"layer": layer, "place": rank, "expert": i, "other_expert": j}
+            row = {"layer": layer, "rank": rank, "expert": i, "other_expert": j}
             rows.append(row | {name: values.values[i, j].item() for name, values in pairwise.items()})
     return pd.DataFrame(rows)
 
 
 def _spread(values: NDArray[np.floating]) -> dict[str, float]:
     if not values.size:
-        return dict.fromkeys(("mean", "quantile_05", "median", "quantile_95"), np.nan)
+        return dict.fromkeys(("mean", "q05", "median", "q95"), np.nan)
     low, median, high = np.quantile(values, (0.05, 0.5, 0.95)).tolist()
-    return {"mean": float(values.mean()), "quantile_05": low, "median": median, "quantile_95": high}
+    return {"mean": float(values.mean()), "q05": low, "median": median, "q95": high}

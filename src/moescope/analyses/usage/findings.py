@@ -35,7 +35,7 @@ def best_of_domains(results: Results) -> pd.DataFrame | None:
     if frame is None or frame.empty:
         return None
     # On half 1 there may be no document of a small domain.
-    frame = frame[frame["num_tokens"] > 0].sort_values("place")
+    frame = frame[frame["num_tokens"] > 0].sort_values("rank")
     return None if frame.empty else frame.drop_duplicates("domain").reset_index(drop=True)
 
 

@@ -17,7 +17,7 @@ _LOAD = [
     "auxiliary_loss",
 ]
 _SPECIALIST_COLUMNS = [
-    "place",
+    "rank",
     "layer",
     "domain",
     "expert",
@@ -30,9 +30,9 @@ _SPECIALIST_COLUMNS = [
     "lift_ci_low",
     "lift_ci_high",
     "uniform_baseline",
-    "choosing_domain_specialization",
-    "choosing_lift",
-    "choosing_lift_low",
+    "selection_half_domain_specialization",
+    "selection_half_lift",
+    "selection_half_lift_ci_low",
 ]
 
 
@@ -113,9 +113,9 @@ def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
     Selected is the expert with the highest lower end of the lift's bootstrap interval on half 0, among those that the
     domain's tokens select at least as often as uniform routing would (K / E). The lift itself would favor experts whose
     lift a single document raises. Ties go to the higher lift, then to the lower id. Rows are sorted by that lower end,
-    highest first; `place` counts them. Domains without tokens on half 0 have no row.
+    highest first; `rank` counts them. Domains without tokens on half 0 have no row.
 
-    Columns `choosing_*` are of half 0; all others but the names are of half 1, with 95 % intervals.
+    Columns `selection_half_*` are of half 0; all others but the names are of half 1, with 95 % intervals.
     """
     baseline = float(table.attrs["uniform_baseline"])
     evaluated = {
@@ -132,19 +132,19 @@ def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
     for layer in table["layer"].values.tolist():
         for domain in table["domain"].values.tolist():
             at = table.sel(layer=layer, domain=domain)
-            candidates = np.flatnonzero(at["choosing_domain_specialization"].values >= baseline)
+            candidates = np.flatnonzero(at["selection_half_domain_specialization"].values >= baseline)
             if not candidates.size:
                 continue
-            score = np.nan_to_num(at["choosing_lift_low"].values[candidates], nan=0.0)
-            order = np.lexsort((candidates, -at["choosing_lift"].values[candidates], -score))
+            score = np.nan_to_num(at["selection_half_lift_ci_low"].values[candidates], nan=0.0)
+            order = np.lexsort((candidates, -at["selection_half_lift"].values[candidates], -score))
             cell = at.isel(expert=int(candidates[order[0]]))
             rows.append(
                 {"layer": layer, "domain": domain, "expert": cell["expert"].item()}
                 | {column: cell[f"measured_{name}"].item() for column, name in evaluated.items()}
                 | {"uniform_baseline": baseline}
-                | {name: cell[name].item() for name in _SPECIALIST_COLUMNS if name.startswith("choosing_")}
+                | {name: cell[name].item() for name in _SPECIALIST_COLUMNS if name.startswith("selection_half_")}
             )
     frame = pd.DataFrame(rows, columns=_SPECIALIST_COLUMNS[1:])
-    frame = frame.sort_values("choosing_lift_low", ascending=False, kind="stable").reset_index(drop=True)
-    frame.insert(0, "place", np.arange(len(frame)))
+    frame = frame.sort_values("selection_half_lift_ci_low", ascending=False, kind="stable").reset_index(drop=True)
+    frame.insert(0, "rank", np.arange(len(frame)))
     return frame

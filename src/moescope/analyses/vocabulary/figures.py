@@ -23,7 +23,7 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
         at = table.sel(ranks=ranks)
         measured, independent = (
             {READING_NAMES[r]: at[f"vocabulary_specialization{suffix}"].sel(reading=r).values for r in readings}
-            for suffix in ("", "_independent")
+            for suffix in ("", "_chance")
         )
         counted = (
             f"all {context.model.num_experts_per_token} selected experts" if ranks == "top-K" else "first rank only"

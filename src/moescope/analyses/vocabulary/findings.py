@@ -18,7 +18,7 @@ def _vocabulary(results: Results) -> Finding | None:
     frame = results.table("vocabulary")
     if frame is None or frame.empty:
         return None
-    name, independent = "vocabulary_specialization", "vocabulary_specialization_independent"
+    name, independent = "vocabulary_specialization", "vocabulary_specialization_chance"
     # The first ranks listed are top-K; those alone, where a model has K of 1, are top-1.
     frame = frame[(frame["ranks"] == frame["ranks"].iloc[0]) & frame[name].notna() & frame[independent].notna()]
     if frame.empty:

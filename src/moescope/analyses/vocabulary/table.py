@@ -57,7 +57,7 @@ def table_of(statistics: Mapping[str, Statistic], context: Context) -> xr.Datase
 def vocabulary_frame(table: xr.Dataset) -> pd.DataFrame:
     """A row per layer, reading and ranks that were counted."""
     counts = ["num_tokens", "num_types_seen", "num_types"]
-    shares = ["vocabulary_specialization", "vocabulary_specialization_independent"]
+    shares = ["vocabulary_specialization", "vocabulary_specialization_chance"]
     frame = table[counts + shares].to_dataframe(dim_order=["layer", "reading", "ranks"]).reset_index()
     frame = frame[frame["num_tokens"] > 0].reset_index(drop=True)
     frame.insert(5, "min_count", table.attrs["min_count"])
@@ -67,7 +67,7 @@ def vocabulary_frame(table: xr.Dataset) -> pd.DataFrame:
 def top_tokens_frame(table: xr.Dataset) -> pd.DataFrame:
     """A row per layer, expert, reading, order ("lift" or "count") and rank in that order."""
     columns = ["token_id", "token", "num_selected", "num_occurrences", "lift"]
-    dims = ["layer", "expert", "reading", "order", "place"]
+    dims = ["layer", "expert", "reading", "order", "rank"]
     top = table[columns].to_dataframe(dim_order=dims).reset_index()
     return top[top["token_id"] >= 0].reset_index(drop=True)
 

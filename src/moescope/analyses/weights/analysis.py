@@ -77,7 +77,7 @@ class Weights(WeightsOptions, Analysis):
 
         By `layer, expert, other_expert`: X_cosine; X_matched_cosine of matrices, NaN where a pair was not matched. By
         `layer, expert`: X_norm; X_effective_rank of matrices. By `layer, component`: X_singular_value, the mean over
-        experts, with `_low` and `_high`. The same with `_redrawn` for random directions with matched norms, of matrices
+        experts, with `_low` and `_high`. The same with `_control` for random directions with matched norms, of matrices
         for a few experts or pairs of them only (`control_expert`, `control_pair`). By `layer`: num_pairs_matched. A
         family without gates has no gate, one whose router is no linear map no router.
         """

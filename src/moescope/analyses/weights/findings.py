@@ -22,22 +22,22 @@ def _weights(results: Results) -> Finding | None:
     frame = joined[joined["measure"] == "matched_cosine"]
     if frame.empty:
         return None
-    excess = frame["median"] - frame["median_redrawn"]
+    excess = frame["median"] - frame["median_control"]
     best, least = row(frame, excess.idxmax()), row(frame, excess.idxmin())
     stored = joined[(joined["measure"] == "cosine") & (joined["layer"] == best["layer"])]
     text = (
         f"The weights of the median pair have a cosine of {number(best['median'])} with hidden neurons matched; random "
-        f"directions with matched norms: {number(best['median_redrawn'])}."
+        f"directions with matched norms: {number(best['median_control'])}."
     )
     if not stored.empty:
         text += f" As stored, in arbitrary order: {number(float(stored['median'].iloc[0]))}."
     if best["num_pairs_matched"] < best["num_pairs"]:
         text += f" n: {best['num_pairs_matched']:,} of {count_of(best['num_pairs'], 'pair')}, a random sample."
     if len(frame) > 1:
-        above = int((frame["quantile_05"] > frame["quantile_95_redrawn"]).sum())
+        above = int((frame["q05"] > frame["q95_control"]).sum())
         text += (
             f" Smallest difference at layer {least['layer']}: {number(least['median'])}, random directions "
-            f"{number(least['median_redrawn'])}. At {above} of {len(frame)} layers the 5th percentile of pairs exceeds "
+            f"{number(least['median_control'])}. At {above} of {len(frame)} layers the 5th percentile of pairs exceeds "
             "the 95th percentile of random directions."
         )
     text += _directions(every)
@@ -54,10 +54,10 @@ def _directions(every: pd.DataFrame) -> str:
     ranks = every[(every["measure"] == "effective_rank") & every["median"].notna()]
     if ranks.empty:
         return ""
-    least = row(ranks, (ranks["median"] / ranks["median_redrawn"]).idxmin())
+    least = row(ranks, (ranks["median"] / ranks["median_control"]).idxmin())
     return (
         f" The effective rank is lowest, relative to random directions, for {least['matrix']} at layer "
-        f"{least['layer']}: {number(least['median'])} in the median expert, {number(least['median_redrawn'])} for "
+        f"{least['layer']}: {number(least['median'])} in the median expert, {number(least['median_control'])} for "
         "random directions."
     )
 

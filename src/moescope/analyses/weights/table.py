@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TOP_PAIRS = 20
 CONTROL_EXPERTS = 8
-BASELINE = "_redrawn"
+BASELINE = "_control"
 """How the names of variables about random directions with matched norms end."""
 ROUTER = "router"
 CENTERED = "router_centered"
@@ -33,7 +33,7 @@ MATRICES = {
 }
 _PAIR = ("expert", "other_expert")
 _RANDOM = "; of random directions with matched norms"
-_QUANTILES = {"quantile_05": 0.05, "median": 0.5, "quantile_95": 0.95}
+_QUANTILES = {"q05": 0.05, "median": 0.5, "q95": 0.95}
 
 
 def leading(table: xr.Dataset) -> str:
@@ -201,7 +201,7 @@ def pair_rows(table: xr.Dataset) -> pd.DataFrame:
         order = np.argsort(-np.nan_to_num(values_P, nan=-np.inf), kind="stable")[:TOP_PAIRS]
         for rank, pair in enumerate(order):
             i, j = int(i_P[pair]), int(j_P[pair])
-            row = {"layer": layer, "place": rank, "expert": i, "other_expert": j}
+            row = {"layer": layer, "rank": rank, "expert": i, "other_expert": j}
             rows.append(row | {name: at[name].values[i, j].item() for name in names})
     return pd.DataFrame(rows)
 

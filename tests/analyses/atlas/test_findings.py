@@ -15,7 +15,7 @@ from tests.report.tables import NAN
 def top(**changes: list) -> pd.DataFrame:
     columns = {
         "domain": ["law", "law", "verse"],
-        "place": [0, 1, 0],
+        "rank": [0, 1, 0],
         "layer": [7, 1, 1],
         "expert": [3, 2, 0],
         "num_tokens": [300, 300, 280],
@@ -23,11 +23,11 @@ def top(**changes: list) -> pd.DataFrame:
         "delta_loss": [0.05, 0.2, 0.011],
         "ci_low": [0.02, 0.1, -0.004],
         "ci_high": [0.09, 0.3, 0.02],
-        "control_delta_loss": [0.003, 0.004, 0.002],
-        "control_quantile_05": [-0.001, -0.002, -0.003],
-        "control_quantile_95": [0.01, 0.02, 0.03],
+        "delta_loss_control": [0.003, 0.004, 0.002],
+        "delta_loss_control_q05": [-0.001, -0.002, -0.003],
+        "delta_loss_control_q95": [0.01, 0.02, 0.03],
         "num_controls": [20, 20, 20],
-        "choosing_delta_loss": [0.06, 0.05, 0.04],
+        "selection_half_delta_loss": [0.06, 0.05, 0.04],
         "loss": [2.5, 2.5, 3.0],
     }
     return pd.DataFrame(columns | changes)
@@ -56,7 +56,7 @@ def ablated() -> pd.DataFrame:
             "num_tokens": [900] * 3,
             "num_documents": [12] * 3,
             "delta_loss": [0.01, 0.02, 0.04],
-            "gradient_delta_loss": [0.005, 0.012, 0.018],
+            "delta_loss_gradient": [0.005, 0.012, 0.018],
         }
     )
 
