@@ -41,12 +41,16 @@ BRITISH = [
     r"\btravell\w+", r"\bcatalogue\b", r"\bartefact\w*", r"\bmetres?\b", r"\bjudgement\b", r"\bwhilst\b",
 ]  # fmt: skip
 BANNED = re.compile("|".join(f"(?:{pattern})" for pattern in [*PHRASES, *BRITISH]), re.IGNORECASE)
-WORDS_THAT_LOOK_BRITISH = re.compile(r"\b(realise[sd]?)\b(?!.)|otherwise|precise\w*|concise|exercise[sd]?|promise[sd]?|raise[sd]?|noise|revis\w+|advis\w+|likewise|compris\w+|surpris\w+|supervis\w+|rise[sn]?|wise|premise[sd]?", re.IGNORECASE)  # fmt: skip
+ENDS_LIKE_BRITISH = re.compile(
+    r"otherwise|precise\w*|concise|exercise[sd]?|promise[sd]?|raise[sd]?|noise|revis\w+|advis\w+|likewise|compris\w+|"
+    r"surpris\w+|supervis\w+|rise[sn]?|wise|premise[sd]?",
+    re.IGNORECASE,
+)
 
 
 def banned(text: str) -> list[str]:
     text = ALLOWED.sub("", text)
-    return sorted({found[0] for found in BANNED.finditer(text) if not WORDS_THAT_LOOK_BRITISH.fullmatch(found[0])})
+    return sorted({found[0] for found in BANNED.finditer(text) if not ENDS_LIKE_BRITISH.fullmatch(found[0])})
 
 
 def strings(path: Path) -> str:

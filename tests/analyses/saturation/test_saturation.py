@@ -139,7 +139,7 @@ def test_what_is_no_earlier_state_is_refused(checkpoints: dict[str, Path], corpu
         saturation(final, [], corpus)
     with pytest.raises(UsageError, match="1 labels for 2 checkpoints"):
         saturation(final, list(checkpoints.values())[:2], corpus, labels=["early"])
-    with pytest.raises(UsageError, match="one name.*\n.*`labels`"):
+    with pytest.raises(UsageError, match=r"one name.*\n.*`labels`"):
         saturation(final, [checkpoints["step-2"]] * 2, corpus)
 
 
