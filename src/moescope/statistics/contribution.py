@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -213,5 +213,5 @@ def _with_interval(sums_LGE: Tensor, counts_LGE: Tensor) -> tuple[Tensor, Tensor
     return mean_LE, *interval(mean_LE, without_LGE.transpose(0, 1), counts_LGE.transpose(0, 1) > 0)
 
 
-def _variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple:
+def _variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple[Any, ...]:
     return dims, values.numpy(), {"units": units, "definition": definition}

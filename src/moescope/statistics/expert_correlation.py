@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -128,7 +129,8 @@ def _correlation_of(ranks_x: Floats, ranks_y: Floats) -> float:
 def _ranks_of(places: NDArray[np.integer]) -> Floats:
     """Ranks from 1, ties sharing their mean, of values given as their place among all distinct values: no sorting."""
     counts = np.bincount(places)
-    return (counts.cumsum() - (counts - 1) / 2)[places]
+    ranks: Floats = (counts.cumsum() - (counts - 1) / 2)[places]
+    return ranks
 
 
 def _unknown(num_experts: int, num_values: int) -> ExpertCorrelation:
@@ -159,7 +161,7 @@ def _finish(
 
 
 def _jackknife(
-    x_P: Floats, y_P: Floats, i_P: NDArray, j_P: NDArray, num_experts: int, generator: np.random.Generator
+    x_P: Floats, y_P: Floats, i_P: NDArray[Any], j_P: NDArray[Any], num_experts: int, generator: np.random.Generator
 ) -> tuple[float, int]:
     """Variance of `artanh rho`, and its degrees of freedom."""
     num_groups = min(num_experts, MOST_GROUPS)
@@ -178,7 +180,12 @@ def _jackknife(
 
 
 def _null(
-    first: Floats, second: Floats, i_P: NDArray, j_P: NDArray, num_permutations: int, generator: np.random.Generator
+    first: Floats,
+    second: Floats,
+    i_P: NDArray[Any],
+    j_P: NDArray[Any],
+    num_permutations: int,
+    generator: np.random.Generator,
 ) -> Floats:
     """`artanh` of the correlation of ranks under permutations of the second measure's experts.
 
@@ -203,7 +210,9 @@ def _correlations(sums_3P: Floats, flat_3N: Floats, places_RP: NDArray[np.intege
     """Pearson's correlation of the first measure's ranks with those at each row of places, where both are known."""
     if sums_3P[0].all() and flat_3N[0][places_RP[0]].all():  # then permuting changes no sum but that of products
         squares_P = flat_3N[2][places_RP[0]]
-        return flat_3N[1][places_RP] @ sums_3P[1] / math.sqrt(float(sums_3P[2].sum() * squares_P.sum()))
+        scale = math.sqrt(float(sums_3P[2].sum() * squares_P.sum()))
+        correlations_R: Floats = flat_3N[1][places_RP] @ sums_3P[1] / scale
+        return correlations_R
     known_RP, ranks_RP, squares_RP = (values_N[places_RP] for values_N in flat_3N)
     num = known_RP @ sums_3P[0]
     first, second = known_RP @ sums_3P[1], ranks_RP @ sums_3P[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class ExpertPaths(Statistic):
             top1_nmi_independent, num_tokens. NaN where an expert was never selected.
         """
         dims = ("layer", "expert", "next_expert")
-        variables: dict[str, tuple] = {}
+        variables: dict[str, tuple[Any, ...]] = {}
         readings = (
             ("", "counts_PEE", self.num_experts_per_token, "all K x K pairs of selected experts"),
             ("top1_", "top1_counts_PEE", 1, "first-ranked experts only"),

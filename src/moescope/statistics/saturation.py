@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class RouterSaturation(Statistic):
         """
         state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
         tokens_L = state["tokens_L"]
-        variables: dict[str, tuple] = {}
+        variables: dict[str, tuple[Any, ...]] = {}
         readings = (
             ("topk", "", self.num_experts_per_token, "mean over tokens of |S_t ∩ S'_t| / K"),
             ("top1", "top1_", 1, "share of tokens whose first-ranked expert is the same"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class SharedTokens(Statistic):
         words = "cosine of two experts' outputs, mean over the tokens routed to both; diagonal 1"
         jackknife = f"delete-one jackknife over {self.num_groups} hash groups of documents"
 
-        def variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple:
+        def variable(dims: tuple[str, ...], values: Tensor, units: str, definition: str) -> tuple[Any, ...]:
             return dims, values.numpy(), {"units": units, "definition": definition}
 
         return xr.Dataset(

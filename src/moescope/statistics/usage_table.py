@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -122,14 +122,16 @@ def usage_table(statistic: ExpertUsage) -> xr.Dataset:
     return table
 
 
-def _add_shares(values: dict[str, NDArray], prefix: str, counts_LDE: NDArray, tokens_LD: NDArray) -> None:
+def _add_shares(
+    values: dict[str, NDArray[Any]], prefix: str, counts_LDE: NDArray[Any], tokens_LD: NDArray[Any]
+) -> None:
     specialization_LDE = measures.ratio(counts_LDE, tokens_LD[..., None])
     values[f"{prefix}selection_frequency"] = measures.ratio(counts_LDE.sum(axis=1), tokens_LD.sum(axis=1)[:, None])
     values[f"{prefix}domain_specialization"] = specialization_LDE
     values[f"{prefix}lift"] = measures.lift(specialization_LDE)
 
 
-def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
+def _add_load(values: dict[str, NDArray[Any]], probabilities_LDE: NDArray[Any]) -> None:
     for suffix, probabilities in (("", probabilities_LDE), ("_all", probabilities_LDE.sum(axis=1))):
         counts, tokens = values[f"num_selected{suffix}"], values[f"num_tokens{suffix}"]
         values[f"normalized_usage_entropy{suffix}"] = measures.normalized_usage_entropy(counts)
@@ -140,7 +142,7 @@ def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
         values[f"auxiliary_loss{suffix}"] = measures.auxiliary_loss(counts, probabilities, tokens)
 
 
-def _add_intervals(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
+def _add_intervals(values: dict[str, NDArray[Any]], state: dict[str, NDArray[Any]]) -> None:
     """Intervals of all documents and of half 1, layer by layer: replicates of all layers at once take too much."""
     names = ("selection_frequency", "domain_specialization", "lift")
     values["choosing_lift_low"] = np.full(values["lift"].shape, np.nan)
@@ -159,7 +161,7 @@ def _add_intervals(values: dict[str, NDArray], state: dict[str, NDArray]) -> Non
                     ends[layer] = np.where(known, bound, np.nan)
 
 
-def _replicates(counts_HDRE: NDArray, tokens_HDR: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def _replicates(counts_HDRE: NDArray[Any], tokens_HDR: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Selection frequency (R, E), domain specialization and lift (R, D, E) of each replicate of some halves."""
     counts_RDE = counts_HDRE.sum(axis=0, dtype=np.int64).swapaxes(0, 1)
     tokens_RD = tokens_HDR.sum(axis=0).T
@@ -168,7 +170,7 @@ def _replicates(counts_HDRE: NDArray, tokens_HDR: NDArray) -> tuple[NDArray, NDA
     return frequency_RE, specialization_RDE, measures.lift(specialization_RDE)
 
 
-def _add_nulls(values: dict[str, NDArray], state: dict[str, NDArray]) -> None:
+def _add_nulls(values: dict[str, NDArray[Any]], state: dict[str, NDArray[Any]]) -> None:
     values["divergence"] = measures.divergence(values["num_selected"], values["num_tokens"])
     values["mutual_information"] = measures.mutual_information(values["num_selected"])
     values["domain_entropy"] = measures.domain_entropy(values["num_tokens"])
@@ -230,7 +232,7 @@ def _describe(name: str) -> dict[str, str]:
     return {"units": units, "definition": definition} | ({"source": source} if source else {})
 
 
-def _attrs(statistic: ExpertUsage, documents_LD: NDArray) -> dict[str, object]:
+def _attrs(statistic: ExpertUsage, documents_LD: NDArray[Any]) -> dict[str, object]:
     few = [
         domain
         for domain, documents in zip(statistic.domains, documents_LD.min(axis=0, initial=2**62), strict=True)
