@@ -20,10 +20,10 @@ NOT_CHECKED = {
     "src/moescope/corpora/embedded/ATTRIBUTION.md",
     "training/corpus/notices.md",
 }
+FOUND = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
 DOCUMENTS = sorted(
-    str(path.relative_to(ROOT))
-    for path in [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
-    if "output" not in path.parts and str(path.relative_to(ROOT)) not in NOT_CHECKED
+    {str(path.relative_to(ROOT)) for path in FOUND if path.relative_to(ROOT).parts[:2] != ("training", "output")}
+    - NOT_CHECKED
 )
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
