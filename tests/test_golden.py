@@ -1,24 +1,11 @@
-"""Published routing counts of OLMoE-1B-7B-0924 against what we compute of them.
-
-The counts are not part of this project. They are looked for in the folder `MOESCOPE_GOLDEN` names, else in
-`shared/golden` beside the checkout; without them these tests are skipped.
-"""
-
-import os
-from pathlib import Path
+"""Published routing counts of OLMoE-1B-7B-0924 against what we compute of them."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
 import moescope.statistics.usage as usage
-
-GOLDEN = Path(os.environ.get("MOESCOPE_GOLDEN") or Path(__file__).parents[2] / "shared" / "golden")
-COUNTS = GOLDEN / "olmoe-0924-routing.npz"
-pytestmark = pytest.mark.skipif(not COUNTS.is_file(), reason=f"no {COUNTS.name} in {GOLDEN}")
-
-TOKENS = 208_896
-LAYERS = [0, 7, 15]
-DOMAINS = ["github", "arxiv", "book"]
+from tests.golden import DOMAINS, LAYERS, NUM_EXPERTS, NUM_TOKENS, expert_counts, golden
 
 # layer, domain, expert, domain specialization in percent
 TOP_SPECIALIZATIONS = [
@@ -34,19 +21,28 @@ USAGE_ENTROPIES = {"github": [0.9610, 0.8514, 0.8530], "arxiv": [0.9428, 0.8661,
 
 
 @pytest.fixture(scope="module")
-def golden():
-    with np.load(COUNTS) as arrays:
-        return {name: arrays[name] for name in ("layers", "domains", "expert_counts_LDE", "top1_counts_LDE")}
+def counts_LDE():
+    return expert_counts()
 
 
 @pytest.fixture(scope="module")
-def table(golden):
-    assert golden["layers"].tolist() == LAYERS
-    assert golden["domains"].tolist() == DOMAINS
+def table(counts_LDE):
     statistic = usage.ExpertUsage.from_counts(
-        golden["expert_counts_LDE"], [TOKENS] * 3, num_experts_per_token=8, layers=LAYERS, domains=DOMAINS
+        counts_LDE, [NUM_TOKENS] * 3, num_experts_per_token=8, layers=LAYERS, domains=DOMAINS
     )
     return statistic.compute()
+
+
+def test_every_token_selects_eight_experts(counts_LDE):
+    assert (counts_LDE.sum(axis=-1) == 8 * NUM_TOKENS).all()
+    assert (counts_LDE <= NUM_TOKENS).all()
+
+
+def test_counts_are_those_of_the_larger_file(counts_LDE):
+    arrays = golden()
+    assert arrays["layers"].tolist() == LAYERS
+    assert arrays["domains"].tolist() == DOMAINS
+    np.testing.assert_array_equal(counts_LDE, arrays["expert_counts_LDE"])
 
 
 @pytest.mark.parametrize(("layer", "domain", "expert", "percent"), TOP_SPECIALIZATIONS)
@@ -70,10 +66,16 @@ def test_published_usage_entropies(table, domain):
     assert computed == pytest.approx(USAGE_ENTROPIES[domain], abs=5e-5)
 
 
-def test_top_one_counts_are_a_top_one_model(golden):
+def test_usage_entropies_are_those_of_scipy(table, counts_LDE):
+    computed = table["normalized_usage_entropy"].transpose("layer", "domain").values
+    np.testing.assert_allclose(computed, stats.entropy(counts_LDE, axis=-1) / np.log(NUM_EXPERTS), rtol=1e-12)
+
+
+def test_top_one_counts_are_a_top_one_model(counts_LDE):
+    top1_LDE = golden()["top1_counts_LDE"]
     statistic = usage.ExpertUsage.from_counts(
-        golden["top1_counts_LDE"], [TOKENS] * 3, num_experts_per_token=1, layers=LAYERS, domains=DOMAINS
+        top1_LDE, [NUM_TOKENS] * 3, num_experts_per_token=1, layers=LAYERS, domains=DOMAINS
     )
     table = statistic.compute()
     np.testing.assert_allclose(table["domain_specialization"].sum("expert"), 1.0, rtol=1e-12)
-    assert (golden["top1_counts_LDE"] <= golden["expert_counts_LDE"]).all()
+    assert (top1_LDE <= counts_LDE).all()

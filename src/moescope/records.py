@@ -159,7 +159,8 @@ class ExpertOutputs:
     @cached_property
     def norms_A(self) -> Tensor:
         """`‖o‖` of each assignment, float32."""
-        return torch.linalg.vector_norm(self.outputs_AM, dim=-1, dtype=torch.float32)
+        norms_A: Tensor = torch.linalg.vector_norm(self.outputs_AM, dim=-1, dtype=torch.float32)
+        return norms_A
 
     def of(self, expert: int) -> tuple[Tensor, Tensor, Tensor]:
         """One expert's `(outputs_nM, token_rows_n, weights_n)`."""

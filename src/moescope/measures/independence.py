@@ -26,7 +26,8 @@ def _binomial_cdf(trials: int, frequencies_X: Floats, low: int, high: int) -> Fl
     pmf_XW = np.exp(log_choose_W + m_W * np.log(f_X1) + (trials - m_W) * np.log1p(-f_X1))
     if low > 0:
         pmf_XW[:, 0] += special.bdtr(low - 1, trials, f_X1[:, 0])
-    return np.minimum(np.cumsum(pmf_XW, axis=1, out=pmf_XW), 1.0)
+    cdf_XW: Floats = np.minimum(np.cumsum(pmf_XW, axis=1, out=pmf_XW), 1.0)
+    return cdf_XW
 
 
 def _upper_edge(trials: int, frequencies: Floats) -> NDArray[np.int64]:
@@ -152,7 +153,8 @@ def _fixed_size_pairs(target_X: Floats, size: int) -> Floats:
     inverse_XP = 1 / factors_XP
     exactly = (product_P @ turn_P ** (-size)).real
     both_XX = ((inverse_XP * (product_P * turn_P ** (2 - size))) @ inverse_XP.T).real
-    return np.clip(np.outer(p_X, p_X) * both_XX / exactly, 0.0, 1.0)
+    joint_XX: Floats = np.clip(np.outer(p_X, p_X) * both_XX / exactly, 0.0, 1.0)
+    return joint_XX
 
 
 def expected_mutual_information(counts_I: Ints, counts_J: Ints, num_tokens: int) -> float:

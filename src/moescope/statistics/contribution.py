@@ -159,7 +159,8 @@ class ExpertContribution(Statistic):
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: `num_selected`, each of `MEANS` with `_ci_low`, `_ci_high`, and `output_share` likewise.
 
-        `selection_half_output_share` and `evaluation_half_output_share` are from two halves of the documents: what was selected as the largest on one is shown as measured on the other.
+        `selection_half_output_share` and `evaluation_half_output_share` are from two halves of the documents: what was
+        selected as the largest on one is shown as measured on the other.
 
         Also by `layer, domain, expert`: `num_selected_by_domain` and each of `MEANS` with `_by_domain`; by `layer`
         (and `domain`): `num_tokens`. NaN where no token was routed to the expert.

@@ -31,7 +31,8 @@ def _labels(results: Results) -> Finding | None:
         f"chance ({CHANCE}) on held-out documents; the median is "
         f"{number(float(known['balanced_accuracy'].median()))} on the evaluation half and "
         f"{number(float(known['selection_half_balanced_accuracy'].median()))} on the selection half. Highest on the "
-        f"selection half: expert {best['expert']} of layer {best['layer']}, {best['label']}: {number(best['balanced_accuracy'])} "
+        f"selection half: expert {best['expert']} of layer {best['layer']}, {best['label']}: "
+        f"{number(best['balanced_accuracy'])} "
         f"({interval_of(best['ci_low'], best['ci_high'])}). A label names what is routed to an expert, not what the "
         "expert computes."
     )

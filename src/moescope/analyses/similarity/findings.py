@@ -80,8 +80,8 @@ def _most_similar(results: Results, measure: str, layer: int) -> str:
     best = row(pairs, pairs.index[(pairs["layer"] == layer) & (pairs["rank"] == 0)][0])
     return (
         f" Most similar: experts {best['expert']} and {best['other_expert']}, {number(best[measure])} "
-        f"({interval_of(best[f'{measure}_ci_low'], best[f'{measure}_ci_high'])}); optimistically biased, the highest of "
-        "all pairs."
+        f"({interval_of(best[f'{measure}_ci_low'], best[f'{measure}_ci_high'])}); optimistically biased, the highest "
+        "of all pairs."
     )
 
 
