@@ -71,8 +71,8 @@ def test_controls_and_excess(run) -> None:
     assert len(each) == 4 * len(frame)
     for row in frame.itertuples():
         controls = each.loc[each.domain == row.domain, "delta_loss"]
-        assert row.control_delta_loss == pytest.approx(controls.mean())
-        assert row.control_quantile_95 == pytest.approx(np.quantile(controls, 0.95))
+        assert row.delta_loss_control == pytest.approx(controls.mean())
+        assert row.delta_loss_control_q95 == pytest.approx(np.quantile(controls, 0.95))
         assert row.num_controls_below == (controls < row.delta_loss).sum()
         assert row.excess == pytest.approx(row.delta_loss - controls.mean())
         assert np.isfinite(row.ci_low) == (row.num_documents >= 10)
@@ -100,7 +100,7 @@ def test_fewer_controls_than_asked_is_noted(model, corpus) -> None:
 def test_without_controls(model, corpus) -> None:
     run = ablate(model, corpus, layer=1, experts=[0], num_controls=0, num_tokens=300)
     frame = run.frames["ablate"]
-    assert frame[["control_delta_loss", "excess", "excess_ci_low"]].isna().all(axis=None)
+    assert frame[["delta_loss_control", "excess", "excess_ci_low"]].isna().all(axis=None)
     assert frame["delta_loss"].notna().all()
     assert run.frames["ablate_controls"].empty
     assert list(run.figures) == ["ablate"]

@@ -1,13 +1,13 @@
-"""The sentences about causes against tables made by hand."""
+"""Findings of the atlas from tables made by hand: topic, numbers, verdict."""
 
 import math
 
 import pandas as pd
 import pytest
-from moescope.report.cause_findings import ceiling
-from moescope.report.findings import find
-from moescope.report.words import caption, definitions
 
+from moescope.analyses.atlas.findings import ceiling
+from moescope.analyses.finding import find
+from moescope.analyses.words import caption, definitions
 from tests.report.folders import results
 from tests.report.tables import NAN
 
@@ -61,37 +61,45 @@ def ablated() -> pd.DataFrame:
     )
 
 
-def test_the_domain_that_surely_needs_an_expert():
+def test_the_expert_with_the_largest_effect():
     (finding,) = find(results({"atlas_top": top()}))
-    assert finding.topic == "atlas"
-    assert finding.title == "law needs expert 3 of layer 7 most"
-    assert finding.text == (
-        "Without it the loss on law would rise by 0.0500 nats per token (95 % interval 0.0200 to 0.0900; the loss is "
-        "2.50), on documents that had no say in choosing it. 20 random experts of its layer that the domain uses as "
-        "often: 0.00300 on average, 5 to 95 % of them -0.00100 to 0.0100. Measured on 300 tokens of 11 documents. In "
-        "1 of 2 domains even the lower end for the domain's own expert lies above 95 % of such others: law."
-    )
+    assert (finding.topic, finding.verdict) == ("atlas", "shown")
+    assert "law" in finding.title
+    assert "expert 3 of layer 7" in finding.title
+    # The effect with its interval, the loss, the controls, n; then domains whose expert exceeds its controls.
+    numbers = ("0.0500", "0.0200 to 0.0900", "2.50", "20 random experts", "0.00300", "-0.00100 to 0.0100")
+    assert all(number in finding.text for number in numbers)
+    assert "300 tokens of 11 documents" in finding.text
+    assert "In 1 of 2 domains" in finding.text
+    assert finding.text.endswith(": law.")
 
 
-def test_no_domain_surely_needs_one():
-    for frame in (top(ci_low=[-0.01, 0.1, -0.004]), top(ci_low=[NAN] * 3, ci_high=[NAN] * 3)):
-        (finding,) = find(results({"atlas_top": frame}))
-        assert finding.title == "No domain surely needs one expert"
-    assert "too few documents for an interval" in finding.text
+def test_no_effect_is_shown():
+    (finding,) = find(results({"atlas_top": top(ci_low=[-0.01, 0.1, -0.004])}))
+    assert (finding.topic, finding.verdict) == ("atlas", "not shown")
+    (untested,) = find(results({"atlas_top": top(ci_low=[NAN] * 3, ci_high=[NAN] * 3)}))
+    assert untested.verdict == "not testable"
+    assert "too few documents for an interval" in untested.text
 
 
-def test_whether_routing_statistics_foretell_what_matters():
+def test_whether_routing_statistics_predict_the_effect():
     (finding,) = find(results({"atlas_relations": relations()}))
-    assert finding.title == "Routing statistics say little about which experts matter"
+    assert (finding.topic, finding.verdict) == ("atlas", "not shown")
     assert "selection frequency 0.050 (-0.010 to 0.11); saliency 0.35 (0.29 to 0.41)" in finding.text
-    real = "With the Δ loss of the 24 experts ablated for real, over all layers: saliency 0.60 (0.30 to 0.80)."
-    assert real in finding.text
-    assert "the other half by 0.20 (0.14 to 0.26): a sample's noise would hide all beyond about 0.58." in finding.text
+    assert "24 experts" in finding.text
+    assert "saliency 0.60 (0.30 to 0.80)" in finding.text
+    assert "0.20 (0.14 to 0.26)" in finding.text
+    assert "0.58" in finding.text  # sqrt(2 * 0.2 / 1.2)
     assert "lift 0.16 (0.15 to 0.17), domain specialization 0.17 (0.16 to 0.18)" in finding.text
     (strong,) = find(results({"atlas_relations": relations(saliency=0.85)}))
-    assert strong.title == "Saliency foretells best which experts matter"
+    assert strong.verdict == "shown"
+    assert strong.title.startswith("Saliency predicts")
     (noise,) = find(results({"atlas_relations": relations(halves=-0.05)}))
-    assert "noise would hide" not in noise.text
+    assert "exceed" not in noise.text
+    frame = relations()
+    frame[["ci_low", "ci_high"]] = NAN
+    (untested,) = find(results({"atlas_relations": frame}))
+    assert untested.verdict == "not testable"
 
 
 def test_the_ceiling_is_what_parallel_halves_give():
@@ -100,14 +108,20 @@ def test_the_ceiling_is_what_parallel_halves_give():
     assert ceiling(signal / (signal + 2 * noise)) == pytest.approx(math.sqrt(signal / (signal + noise)))
 
 
-def test_how_well_the_gradient_agrees():
-    found = find(results({"atlas_ablated": ablated(), "atlas_relations": relations()}))
-    finding = found[-1]
-    assert finding.title == "The gradient ranks experts roughly as real ablations do"
-    assert finding.text == (
-        "3 experts were ablated for real on 900 tokens: rank correlation 0.800 (95 % interval 0.600 to 0.900). Over "
-        "all of them the estimate is 50 % of what was measured. Its first-order part alone: 0.50 (0.10 to 0.70)."
-    )
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(0.75, "shown"), (0.6, "shown"), (-0.1, "not shown"), (NAN, "not testable")]
+)
+def test_how_well_the_gradient_agrees(low, verdict):
+    frame = relations()
+    frame.loc[0, "ci_low"] = low
+    finding = find(results({"atlas_ablated": ablated(), "atlas_relations": frame}))[-1]
+    assert (finding.topic, finding.verdict) == ("atlas", verdict)
+    assert "3 experts" in finding.text
+    assert "900 tokens" in finding.text
+    assert "rank correlation 0.800" in finding.text
+    assert "50 %" in finding.text
+    assert "0.50 (0.10 to 0.70)" in finding.text
+    assert ("roughly" in finding.title) == (low == 0.6)
 
 
 def test_words():

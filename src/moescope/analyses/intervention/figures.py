@@ -144,14 +144,12 @@ def _with_controls(
     null: float | None = None,
 ) -> None:
     """A line of KL, and lines and bands of both kinds of control; `null`: the value without effect, if known."""
-    for prefix, label, color in (
-        ("control_kl", CONTROL, style.NEUTRAL),
-        ("other_choices_kl", OTHERS, style.COLORS[1]),
+    for columns, label, color in (
+        (("kl_control_q05", "kl_control_median", "kl_control_q95"), CONTROL, style.NEUTRAL),
+        (("other_choices_kl_low", "other_choices_kl_median", "other_choices_kl_high"), OTHERS, style.COLORS[1]),
     ):
-        if rows[f"{prefix}_median"].notna().any():
-            low, middle, high = (
-                _with_point(x, rows[f"{prefix}_{which}"], null_of_controls, 0.0) for which in ("low", "median", "high")
-            )
+        if rows[columns[1]].notna().any():
+            low, middle, high = (_with_point(x, rows[column], null_of_controls, 0.0) for column in columns)
             ax.plot(*middle, color=color, linestyle=DASHES, zorder=2, label=label)
             charts.band(ax, low[0], low[1], high[1], color=color)
     ax.plot(*_with_point(x, rows["kl"], null, 0.0), color=style.COLORS[0], zorder=3)

@@ -55,15 +55,8 @@ class Similarity(SimilarityOptions, Analysis):
         return self.options | {"control": other.control} == other.options
 
     def check(self, context: Context) -> None:
-        """Refuses CKA of fewer than 4 tokens; warns where there is no baseline to judge similarity by."""
+        """Refuses CKA of fewer than 4 tokens."""
         self._check_size(min(context.num_tokens, self.num_samples))
-        if self.mode == "all" and not self.control:
-            warnings.warn(
-                "without the random-weight baseline (`control=False`) the similarity cannot be judged: shape, gating "
-                "and shared inputs alone make outputs similar",
-                MoescopeWarning,
-                stacklevel=2,
-            )
 
     def _check_size(self, num_tokens: int) -> None:
         needed = MIN_TOKENS if self.ranked_by == "cka" else 1

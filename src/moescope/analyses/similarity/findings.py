@@ -23,8 +23,11 @@ MEASURES = {
 
 def _similarity(results: Results) -> Finding | None:
     every = results.table("similarity")
-    if every is None or "median_control" not in every.columns:
+    if every is None or every.empty:
         return None
+    if "median_control" not in every.columns:
+        text = "Shape, gating and shared inputs alone make outputs similar; a random-weight baseline shows how similar."
+        return Finding("similarity", "Similarity of experts has no baseline in this run", text, "not testable")
     measure = str(every["measure"].iloc[0])
     frame = every[(every["measure"] == measure) & every["median"].notna() & every["median_control"].notna()]
     if measure not in MEASURES or frame.empty:
