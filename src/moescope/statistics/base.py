@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -21,18 +21,19 @@ from moescope.statistics.storage import pack, unpack, write
 if TYPE_CHECKING:
     import xarray as xr
 
-    from moescope.records import ExpertOutputs, Routing
 
 METADATA = "moescope"
+Record = TypeVar("Record")
+"""What a statistic is updated with: `Routing`, `ExpertOutputs`, or a pair of routings."""
 
 
-class Statistic(ABC):
+class Statistic(ABC, Generic[Record]):
     """An accumulator over records.
 
     A subclass takes its parameters as keywords, hands them to `super().__init__` (they must be JSON: they are saved
     with the state, and two statistics merge only if they agree) and declares its state with `_declare`.
 
-    Class attributes say what it must be given; capture computes nothing that no one asks for:
+    Attributes say what it must be given; a pass computes nothing that none of its statistics needs:
         needs_logits: `record.logits_TE` (and so `probabilities_TE`).
         needs_predictions: `record.tokens.predicted_token_ids_T`; such a statistic is updated after the forward pass
             and gets no logits.
@@ -40,10 +41,10 @@ class Statistic(ABC):
         needs_inputs: `record.inputs_TM`.
     """
 
-    needs_logits: ClassVar[bool] = False
-    needs_predictions: ClassVar[bool] = False
-    needs_outputs: ClassVar[bool] = False
-    needs_inputs: ClassVar[bool] = False
+    needs_logits: bool = False
+    needs_predictions: bool = False
+    needs_outputs: bool = False
+    needs_inputs: bool = False
 
     def __init__(self, *, layers: list[int], device: torch.device | str = "cpu", **parameters: Any) -> None:
         self.layers = [int(layer) for layer in layers]
@@ -65,12 +66,12 @@ class Statistic(ABC):
         self.state[name][at] += increment.to(self.state[name])
 
     @abstractmethod
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Record) -> None:
         """Takes in one record; a record of a layer this statistic was not made for is an error."""
 
     @abstractmethod
     def compute(self) -> xr.Dataset:
-        """Finalizes: labeled numbers with unit and definition in `attrs`; state stays as it was."""
+        """Labeled numbers with unit and definition in `attrs`; state stays as it was."""
 
     def merge(self, other: Self) -> Self:
         """Adds another part's state to this one and returns self; `other` is unchanged.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import ExpertOutputs
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import Variable, variable
 
@@ -41,7 +40,7 @@ _EXPERT = ("layer", "expert")
 _DOMAIN = ("layer", "domain", "expert")
 
 
-class ExpertContribution(Statistic):
+class ExpertContribution(Statistic[ExpertOutputs]):
     """Norm, weight, saliency and share of every routed expert's output, its mean output, by layer and domain.
 
     With `o_e(x)` an expert's output before its weight, `w_te` the weight applied and `y_t = sum_e w_te o_e(x_t)` over
@@ -67,7 +66,7 @@ class ExpertContribution(Statistic):
         device: Device of the state: `8 L E (M + 5 D + 5 G)` bytes.
     """
 
-    needs_outputs: ClassVar[bool] = True
+    needs_outputs = True
 
     def __init__(
         self,
@@ -101,9 +100,8 @@ class ExpertContribution(Statistic):
                 self._declare(f"{name}_sum_L{letter}E", (num_layers, size, num_experts), torch.float64)
         self._declare("output_sum_LEM", (num_layers, num_experts, model_width), torch.float64)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: ExpertOutputs) -> None:
         """Takes in one layer's expert outputs of one batch."""
-        assert isinstance(record, ExpertOutputs)
         tokens = record.routing.tokens
         position = self._position[record.routing.layer]
         if not tokens.num_tokens:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from moescope.errors import UsageError
 from moescope.measures.independence import pair_probabilities
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import variable
 
 
-class ExpertCooccurrence(Statistic):
+class ExpertCooccurrence(Statistic[Routing]):
     """`N_ij`: tokens for which experts i and j are both selected, over ALL pairs of S_t, per layer.
 
     The diagonal is `N_i`. Source of co-activation: OLMoE Eq. 6 (arXiv 2409.02060); OLMoE's own script counts pairs of
@@ -77,9 +77,8 @@ class ExpertCooccurrence(Statistic):
         statistic._combine("tokens_L", torch.as_tensor(np.asarray(tokens_L, dtype=np.int64)))
         return statistic
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Counts every pair of each token's experts."""
-        assert isinstance(record, Routing)
         position = self._position[record.layer]
         # A product of zeros and ones in float32 is exact up to 16 million tokens a batch.
         together_EE = record.selected_TE.T @ record.selected_TE

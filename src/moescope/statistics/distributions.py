@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from moescope.statistics.variables import variable
 if TYPE_CHECKING:
     import xarray as xr
 
-    from moescope.records import ExpertOutputs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -31,7 +30,7 @@ _SHARES = LogAxis(-40, 8, 64)
 _LINEAR_BINS = 128
 
 
-class RoutingDistributions(Statistic):
+class RoutingDistributions(Statistic[Routing]):
     """Histograms over tokens and experts of router logits, probabilities and applied weights, by layer.
 
     `compute` gives for each of `logit`, `probability`, `renormalized` (the K largest probabilities divided by their
@@ -49,7 +48,7 @@ class RoutingDistributions(Statistic):
         device: Where the state is kept.
     """
 
-    needs_logits: ClassVar[bool] = True
+    needs_logits = True
 
     def __init__(
         self,
@@ -72,13 +71,12 @@ class RoutingDistributions(Statistic):
             self._declare(f"{name}_moments_LX", (num_layers, 2), torch.float64)  # sum, sum of squares
             self._declare(f"{name}_sums_LK", (num_layers, num_experts_per_token), torch.float64)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Takes in one layer's routing of one batch.
 
         Raises:
             KeyError: The layer is not one of this statistic's.
         """
-        record = cast("Routing", record)
         layer = self._position[record.layer]
         if record.tokens.num_tokens == 0:
             return

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,7 +32,6 @@ from moescope.statistics.variables import variable
 if TYPE_CHECKING:
     import xarray as xr
 
-    from moescope.records import ExpertOutputs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -49,7 +48,7 @@ MEASURES = {
 _PROBABILITY_SUM_TOLERANCE = 0.02  # bfloat16 probabilities of many experts add up to 1 within this
 
 
-class RouterEntropy(Statistic):
+class RouterEntropy(Statistic[Routing]):
     """Sums and histograms of the router's entropy, margins and top probabilities, by layer and domain.
 
     `compute` gives, with dims `layer` and `domain` (whose first entry, "all", pools the tokens of all domains):
@@ -74,7 +73,7 @@ class RouterEntropy(Statistic):
         device: Where the state is kept.
     """
 
-    needs_logits: ClassVar[bool] = True
+    needs_logits = True
 
     def __init__(
         self,
@@ -117,13 +116,12 @@ class RouterEntropy(Statistic):
         self._declare("probability_like_L", (len(layers),))
         self._declare("nan_L", (len(layers),))
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Takes in one layer's routing of one batch.
 
         Raises:
             KeyError: The layer is not one of this statistic's.
         """
-        record = cast("Routing", record)
         layer = self._position[record.layer]
         tokens, num_domains = record.tokens, len(self.domains)
         if tokens.num_tokens == 0:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
 
 import numpy as np
 import torch
 import xarray as xr
 
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.entropy import boundary, second_largest, selected_by, sum_by
 from moescope.statistics.variables import variable
@@ -32,7 +31,7 @@ MEASURES = {
 _OF_BOUNDARIES = ("selection_boundary_margin", "selection_margin_mean")
 
 
-class SelectionMargins(Statistic):
+class SelectionMargins(Statistic[Routing]):
     """Sums over each expert's tokens of weight, probability and margins, and how often it is ranked first.
 
     The margins are those of `RouterEntropy`, here by selected expert instead of by layer and domain. Tokens without an
@@ -45,7 +44,7 @@ class SelectionMargins(Statistic):
         device: Where the state lives.
     """
 
-    needs_logits: ClassVar[bool] = True
+    needs_logits = True
 
     def __init__(
         self,
@@ -62,9 +61,8 @@ class SelectionMargins(Statistic):
             self._declare(name, shape)
         self._declare("sums_LEX", (*shape, len(MEASURES)), torch.float64)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Takes in one layer's routing of one batch."""
-        record = cast(Routing, record)
         position, ids_TK = self._position[record.layer], record.expert_ids_TK
         if not ids_TK.shape[0]:
             return

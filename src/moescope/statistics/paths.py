@@ -13,14 +13,14 @@ from torch import Tensor
 
 from moescope.errors import UsageError
 from moescope.measures.independence import expected_mutual_information
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import Variable, variable
 
 # P counts pairs of consecutive layers looked at: one less than layers.
 
 
-class ExpertPaths(Statistic):
+class ExpertPaths(Statistic[Routing]):
     """Tokens with expert e' at one layer and e at the next layer looked at.
 
     Counted over all K x K pairs of selected experts, and for the first-ranked expert of each layer only.
@@ -83,13 +83,12 @@ class ExpertPaths(Statistic):
             statistic._combine(name, tensor)
         return statistic
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Counts pairs of an expert of the previous layer and one of this layer; the first layer has none.
 
         Raises:
             RuntimeError: The record's previous layer is not the one before it in `layers`.
         """
-        assert isinstance(record, Routing)
         position = self._position[record.layer]
         if position == 0:
             return

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from moescope.errors import UsageError
-from moescope.records import ExpertOutputs, Routing, TokenBatch
+from moescope.records import Routing, TokenBatch
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import Variable, variable
 
@@ -37,7 +37,7 @@ class RoutingPair:
         return self.checkpoint.tokens
 
 
-class RouterSaturation(Statistic):
+class RouterSaturation(Statistic[RoutingPair]):
     """`(1/N) Σ_t |S_t ∩ S'_t| / K` of a checkpoint's selected experts and the final model's, per layer.
 
     Source: OLMoE Eq. 5 (arXiv 2409.02060). Also for the first-ranked expert alone (the share of tokens where it is the
@@ -70,13 +70,12 @@ class RouterSaturation(Statistic):
             self._declare(f"{model}_counts_LE", (len(self.layers), num_experts))
             self._declare(f"{model}_top1_counts_LE", (len(self.layers), num_experts))
 
-    def update(self, record: Routing | ExpertOutputs | RoutingPair) -> None:
+    def update(self, record: RoutingPair) -> None:
         """Counts agreement over one batch, a `RoutingPair`.
 
         Raises:
             UsageError: The two routings are not of the same layer, tokens and number of experts.
         """
-        assert isinstance(record, RoutingPair)
         checkpoint, final = record.checkpoint, record.final
         position = self._position[record.layer]
         if (

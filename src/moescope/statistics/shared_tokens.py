@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,14 +11,14 @@ from torch import Tensor
 
 from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import ExpertOutputs
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import variable
 
 _CHUNK_BYTES = 64 * 2**20
 
 
-class SharedTokens(Statistic):
+class SharedTokens(Statistic[ExpertOutputs]):
     """Mean over tokens t with i and j both in S_t of `cos(o_i(x_t), o_j(x_t))`, and each expert's mean `|o_e(x)|`.
 
     Outputs are taken before the routing weight, on the tokens routed to the experts; all pairs of each
@@ -34,7 +33,7 @@ class SharedTokens(Statistic):
         device: Device of the state.
     """
 
-    needs_outputs: ClassVar[bool] = True
+    needs_outputs = True
 
     def __init__(
         self,
@@ -63,9 +62,8 @@ class SharedTokens(Statistic):
         self._declare("num_shared_LGEE", pairs)
         self._declare("cosine_sum_LGEE", pairs, torch.float64)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: ExpertOutputs) -> None:
         """Takes in one layer's expert outputs of one batch."""
-        assert isinstance(record, ExpertOutputs)
         routing, tokens = record.routing, record.routing.tokens
         position = self._position[routing.layer]
         self._combine("num_tokens_L", torch.tensor(tokens.num_tokens), position)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moescope.errors import UsageError
 from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import variable
 
@@ -26,7 +26,7 @@ READINGS = {
 }
 
 
-class TokenUsage(Statistic):
+class TokenUsage(Statistic[Routing]):
     """`N_xe`: how often expert e was selected for tokens of type x, per layer.
 
     Source: OLMoE Eq. 8 (arXiv 2409.02060); ours takes the maximum over experts for each token type and averages over
@@ -80,7 +80,7 @@ class TokenUsage(Statistic):
         self.reading = reading
         self.min_count = max(int(min_count), 1)
         self.num_ranks = num_experts_per_token if ranks == "all" else 1
-        self.needs_predictions = reading == "predicted"  # type: ignore[misc]
+        self.needs_predictions = reading == "predicted"
         self._declare("counts_LVE", (len(self.layers), vocab_size, num_experts), torch.int32)
 
     @classmethod
@@ -148,9 +148,8 @@ class TokenUsage(Statistic):
         else:
             super()._combine(name, increment, at)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Counts each token's type with each of its experts."""
-        assert isinstance(record, Routing)
         position = self._position[record.layer]
         expert_ids_TK = record.expert_ids_TK[:, : self.num_ranks].to(self.device)
         if self.reading == "input":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
 
-    from moescope.records import ExpertOutputs
 
-
-class ExpertUsage(Statistic):
+class ExpertUsage(Statistic[Routing]):
     """Counts of selected experts by layer, domain and half of the documents, and their replicates.
 
     With `N_d` tokens of domain d, `N_ed` of them with expert e among the K selected: the counts `N_ed` and all that
@@ -65,7 +63,7 @@ class ExpertUsage(Statistic):
         UsageError: No domain, or shares that are not one positive number per domain.
     """
 
-    needs_logits: ClassVar[bool] = True
+    needs_logits = True
 
     def __init__(
         self,
@@ -115,13 +113,12 @@ class ExpertUsage(Statistic):
         self._declare("null_tokens_LRD", (num_layers, num_null, num_domains))
         self._drawn: _Drawn | None = None
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Takes in one layer's routing of one batch.
 
         Raises:
             KeyError: The layer is not one of this statistic's.
         """
-        record = cast(Routing, record)
         layer = self._position[record.layer]
         if record.tokens.num_tokens == 0:
             return

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from moescope.measures.resampling import sample_hashes
-from moescope.records import TokenBatch
-from moescope.statistics.base import Statistic
+from moescope.records import Routing, TokenBatch
+from moescope.statistics.base import Record, Statistic
 
 EMPTY = torch.iinfo(torch.int64).max
 """Hash of an empty place."""
 
 
-class Sample(Statistic):
+class Sample(Statistic[Record]):
     """A statistic that has a sample: tensors with places for what is kept, declared with `_declare_places`.
 
     All other state is sums.
@@ -55,7 +55,7 @@ class Sample(Statistic):
             super()._combine(name, increment, at)
 
 
-class SmallestHashes(Sample):
+class SmallestHashes(Sample[Routing]):
     """Keeps, in each of some groups (the first axis of every place), what has the N smallest hashes.
 
     The N smallest of independent uniform hashes are a simple random sample without replacement ("bottom-k" sampling;

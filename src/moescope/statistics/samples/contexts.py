@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.measures.resampling import sample_hashes
-from moescope.records import ExpertOutputs, Routing, TokenBatch
+from moescope.records import ExpertOutputs, TokenBatch
 from moescope.statistics.samples.base import EMPTY, Sample
 
 NO_TOKEN = -1
 """Token id of a place of the window that lies outside the document's window."""
 
 
-class TopContexts(Sample):
+class TopContexts(Sample[ExpertOutputs]):
     """For each layer and expert the C tokens with the largest `w ‖o‖`, one of a document, and what stands around them.
 
     One of a document, because the first eight of all tokens are often eight times the same line of one text. A document
@@ -42,7 +42,7 @@ class TopContexts(Sample):
         device: Where the state lives.
     """
 
-    needs_outputs: ClassVar[bool] = True
+    needs_outputs = True
 
     def __init__(
         self,
@@ -77,9 +77,8 @@ class TopContexts(Sample):
         self._declare_places("values_LECW", (*places, width), torch.float32)
         self._order: _Order | None = None
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: ExpertOutputs) -> None:
         """Takes in one layer's expert outputs of one batch."""
-        record = cast(ExpertOutputs, record)
         position, tokens = self._position[record.routing.layer], record.routing.tokens
         counts_E = torch.tensor(record.offsets_E1, device=self.device).diff()
         self._combine("num_selected_LE", counts_E, position)

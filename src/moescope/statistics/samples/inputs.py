@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.samples.base import SmallestTokens
 from moescope.statistics.variables import variable
 
@@ -55,7 +54,7 @@ class LayerInputs(SmallestTokens):
         device: Device of the sample.
     """
 
-    needs_inputs: ClassVar[bool] = True
+    needs_inputs = True
 
     def __init__(
         self,
@@ -79,9 +78,8 @@ class LayerInputs(SmallestTokens):
         self._declare_place("domain_ids_LN")
         self._declare_place("inputs_LNM", model_width, dtype=getattr(torch, dtype))
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Takes in one layer's inputs of one batch."""
-        assert isinstance(record, Routing)
         inputs_TM, tokens = record.inputs_TM, record.tokens
         if inputs_TM is None:
             raise RuntimeError("this record has no inputs")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from moescope.measures.resampling import sample_hashes
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import ExpertOutputs
 from moescope.statistics.samples.base import EMPTY, Sample
 from moescope.statistics.variables import variable
 
@@ -47,7 +46,7 @@ class ExpertSamples:
         return int(self.document_hashes_N.unique().shape[0])
 
 
-class OutputSample(Sample):
+class OutputSample(Sample[ExpertOutputs]):
     """Keeps, of each expert's tokens, the N outputs with the smallest hash of (seed, document, position).
 
     The N smallest of independent uniform hashes are a simple random sample without replacement ("bottom-k" sampling;
@@ -64,7 +63,7 @@ class OutputSample(Sample):
         device: Device of the sample.
     """
 
-    needs_outputs: ClassVar[bool] = True
+    needs_outputs = True
 
     def __init__(
         self,
@@ -95,9 +94,8 @@ class OutputSample(Sample):
             self._declare_places(name, places)
         self._declare_places("outputs_LENM", (*places, model_width), getattr(torch, dtype))
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: ExpertOutputs) -> None:
         """Takes in one layer's expert outputs of one batch."""
-        assert isinstance(record, ExpertOutputs)
         position, tokens = self._position[record.routing.layer], record.routing.tokens
         counts_E = torch.tensor(record.offsets_E1, device=self.device).diff()
         self._combine("num_tokens_L", torch.tensor(tokens.num_tokens), position)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moescope.errors import at_least
 from moescope.measures.resampling import sample_hashes
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.samples.base import EMPTY, SmallestHashes
 from moescope.statistics.variables import variable
 
@@ -87,9 +87,8 @@ class TextSample(SmallestHashes):
         for name in _TEXT:
             self._declare_places(name, (*places, length), empty=-1)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Adds the text of one batch, from the record of the first layer."""
-        assert isinstance(record, Routing)
         if self._position[record.layer] or not record.tokens.num_tokens:
             return
         tokens = record.tokens

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from moescope.measures.resampling import halves
-from moescope.records import ExpertOutputs, Routing
+from moescope.records import Routing
 from moescope.statistics.samples.base import SmallestTokens
 
 
@@ -74,9 +74,8 @@ class TokenSample(SmallestTokens):
         self._declare_place("token_ids_LN", dtype=torch.int32)
         self._declare_place("expert_ids_LNK", num_experts_per_token, dtype=torch.int16)
 
-    def update(self, record: Routing | ExpertOutputs) -> None:
+    def update(self, record: Routing) -> None:
         """Takes in one layer's routing of one batch."""
-        assert isinstance(record, Routing)
         tokens = record.tokens
         self._take(
             record.layer,
