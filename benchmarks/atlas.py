@@ -18,7 +18,7 @@ import json
 
 import numpy as np
 import torch
-from moescope.statistics.rank_correlation import rank_correlation
+from moescope.measures.correlation import correlate_experts
 
 import moescope
 from benchmarks.timing import alternate, report
@@ -98,7 +98,7 @@ def main() -> None:
     looped_P, exact_P = (effects_BP.sum(0) / tokens for effects_BP in (plain(), exact()))
     first_LE = gradient().sum(0) / tokens
     first_P = torch.stack([first_LE[model.layers.index(a.layer), a.experts[0]] for a in ablations])
-    found = rank_correlation(first_P.cpu().numpy(), exact_P.cpu().numpy())
+    found = correlate_experts(first_P.cpu().numpy(), exact_P.cpu().numpy())
     line = {
         "name": "atlas/nano-agreement",
         "exact_from_loop_at_most": float((looped_P - exact_P).abs().max()),

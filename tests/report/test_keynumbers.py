@@ -14,7 +14,7 @@ def test_key_numbers_per_layer():
         "router entropy",
         "top-1 probability",
         "MaxVio",
-        "never used",
+        "never selected",
         "domain information",
         "vocabulary",
     ]
@@ -23,7 +23,7 @@ def test_key_numbers_per_layer():
         ["7", "65.0 %", "60.0 %", "0.600", "1", "30.0 %", "80.0 %"],
     ]
     overall = {series.label: series.show(series.overall) for series in numbers.series}
-    assert overall["never used"] == "1"
+    assert overall["never selected"] == "1"
     assert overall["router entropy"] == "75.8 %"
 
 
@@ -35,7 +35,7 @@ def test_key_numbers_where_no_leading_one_is_known():
     numbers = per_layer(results({"routing_distributions": distributions, "overlap": overlap, "paths": tables.paths()}))
     assert numbers.columns == ["layer", "logit spread", "overlap (Jaccard)", "to the next layer"]
     assert numbers.rows == [["1", "1.50", "10.0 %", "0.310"], ["7", "2", "20.0 %", "–"]]
-    assert numbers.series[1].meaning.endswith("; 6.0 % if routing were independent of it")
+    assert numbers.series[1].meaning.endswith("; 6.0 % under independent routing")
 
 
 def test_key_numbers_of_a_run_of_one_analysis():

@@ -98,7 +98,7 @@ def test_counts_equal_a_plain_loop(table, documents):
 
 def test_halves_are_of_documents_and_add_up(table, documents):
     for layer in LAYERS:
-        for half, prefix in enumerate(("choosing", "measured")):
+        for half, prefix in enumerate(("selection_half", "evaluation_half")):
             part = [entry for entry in documents[layer] if resampling.halves(np.array([entry[0]]), seed=4)[0] == half]
             counts_DE, tokens_D = counts_of(part)
             at = table.sel(layer=layer)
@@ -120,7 +120,7 @@ def test_the_score_that_chooses_is_of_half_0_alone(table, documents):
         np.testing.assert_allclose(table["selection_half_lift_ci_low"].sel(layer=layer), expected_DE, rtol=1e-12)
 
 
-@pytest.mark.parametrize("prefix", ["", "measured_"])
+@pytest.mark.parametrize("prefix", ["", "evaluation_half_"])
 def test_intervals_are_percentiles_over_weighted_documents(table, documents, prefix):
     for layer in LAYERS:
         chosen = documents[layer]

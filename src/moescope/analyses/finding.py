@@ -37,6 +37,37 @@ class Finding:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class KeyNumber:
+    """One number of each layer, for the terminal and the head of the page.
+
+    A question's folder may have a list `KEY_NUMBERS` in its file `findings`.
+
+    Attributes:
+        table: The table it is in.
+        column: Its column.
+        label: Its name, short enough for the head of a column.
+        meaning: What it is, in a line.
+        share: Shown as a percentage.
+        total: What stands for all layers is the sum; else the mean.
+        chance: Column of its chance level, baseline or null.
+        by_chance: What that is, in words.
+        where: Values of other columns that choose the rows.
+        lead: Shown in every run; the others only where there is none that leads.
+    """
+
+    table: str
+    column: str
+    label: str
+    meaning: str
+    share: bool = False
+    total: bool = False
+    chance: str | None = None
+    by_chance: str = "under independent routing"
+    where: tuple[tuple[str, str | int], ...] = ()
+    lead: bool = True
+
+
 def find(results: Results) -> list[Finding]:
     """All findings that the tables of a run give, question by question; a table that is missing brings none.
 

@@ -27,10 +27,11 @@ _DEFINITIONS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "num_selected": (PER_CELL, "tokens", "N_ed: tokens of the domain with the expert among their K", ""),
     "domain_specialization": (PER_CELL, "share of tokens", "N_ed / N_d; sums to K over experts", f"{OLMOE}, eq. 7"),
     "lift": (PER_CELL, "ratio", "domain specialization / its unweighted mean over the domains with tokens", ""),
-    "lift_low": (
+    "selection_half_lift_ci_low": (
         PER_CELL,
         "ratio",
-        "2.5 % quantile of the lift over bootstrap replicates, however few the documents: the score of the selection",
+        "2.5 % quantile of the lift over bootstrap replicates of the selection half of the documents (half 0), however few "
+        "they are: what findings are selected by",
         "",
     ),
     "num_tokens_all": (("layer",), "tokens", "N: tokens of all domains", ""),
@@ -175,7 +176,7 @@ def _add_intervals(values: dict[str, NDArray], counted: UsageCounts) -> None:
         counts_HDRE, tokens_HDR = counted.bootstrap_counts_LHDRE[layer], counted.bootstrap_tokens_LHDR[layer]
         _, _, lift_RDE = _replicates(counts_HDRE[:1], tokens_HDR[:1])
         values["selection_half_lift_ci_low"][layer], _ = measures.replicate_range(lift_RDE)
-        for prefix, first in (("", 0), ("measured_", 1)):
+        for prefix, first in (("", 0), ("evaluation_half_", 1)):
             documents_D = values[f"{prefix}num_documents"][layer]
             enough_D1 = (documents_D >= MIN_DOCUMENTS)[:, None]
             enough = documents_D.sum() >= MIN_DOCUMENTS
@@ -220,6 +221,8 @@ def _add_nulls(values: dict[str, NDArray], counted: UsageCounts) -> None:
 
 def _split(name: str) -> tuple[str, str, str]:
     """A variable's name as (prefix, base, ending)."""
+    if name in _DEFINITIONS:
+        return "", name, ""
     prefix = next((half for half in _HALVES if name.startswith(f"{half}_")), "")
     base = name.removeprefix(f"{prefix}_") if prefix else name
     for ending in ("ci_low", "ci_high", "null_mean", "null_low", "null_high", "excess"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, count_of, row
+from moescope.analyses.finding import Finding, KeyNumber, count_of, row
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -30,3 +30,7 @@ def _coactivation(results: Results) -> Finding | None:
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_coactivation]
+
+KEY_NUMBERS = [
+    KeyNumber("coactivation", "lift_q95", "lift, 95th percentile", "co-activation, over pairs of experts", lead=False)
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, count_of, pooled, row
+from moescope.analyses.finding import Finding, KeyNumber, count_of, pooled, row
 from moescope.measures.constants import ALL
 from moescope.results.text import number, percent
 
@@ -48,3 +48,10 @@ def _highest_entropy(results: Results) -> Finding | None:
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_highest_entropy]
+
+KEY_NUMBERS = [
+    KeyNumber("router_entropy", "normalized_entropy_mean", "router entropy", "share of ln E, its maximum", share=True),
+    KeyNumber(
+        "router_entropy", "top1_probability_mean", "top-1 probability", "probability of the first rank", share=True
+    ),
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, row
+from moescope.analyses.finding import Finding, KeyNumber, row
 from moescope.results.text import number
 
 if TYPE_CHECKING:
@@ -40,3 +40,14 @@ def _paths(results: Results) -> Finding | None:
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_paths]
+
+KEY_NUMBERS = [
+    KeyNumber(
+        "paths",
+        "top1_nmi",
+        "to the next layer",
+        "normalized mutual information of first-ranked experts with those of the next layer looked at",
+        chance="top1_nmi_chance",
+        lead=False,
+    )
+]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, Verdict, count_of, interval_of, row
+from moescope.analyses.finding import Finding, KeyNumber, Verdict, count_of, interval_of, row
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -89,3 +89,17 @@ def _most_similar(results: Results, measure: str, layer: int) -> str:
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_similarity]
+
+KEY_NUMBERS = [
+    KeyNumber(
+        "similarity",
+        "median",
+        name,
+        f"{name} of two experts' outputs, median pair",
+        chance="median_control",
+        by_chance="with random weights",
+        where=(("measure", measure),),
+        lead=False,
+    )
+    for measure, name in (("cka", "debiased CKA"), ("deconfounded_cka", "deconfounded CKA"), ("cosine", "cosine"))
+]

@@ -146,3 +146,15 @@ FINDINGS: list[Callable[[Results], Finding | None]] = [
     _information,
     _load,
 ]
+
+KEY_NUMBERS = [
+    KeyNumber("usage_load", "max_violation", "MaxVio", "highest load over the layer's mean, minus 1; balanced: 0"),
+    KeyNumber("usage_load", "num_unused_experts", "never selected", "experts that no token selected", total=True),
+    KeyNumber(
+        "usage_information",
+        "mutual_information_share_excess",
+        "domain information",
+        "mutual information of expert and domain above its null, share of H(domain)",
+        share=True,
+    ),
+]

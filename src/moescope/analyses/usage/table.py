@@ -140,7 +140,7 @@ def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
             cell = at.isel(expert=int(candidates[order[0]]))
             rows.append(
                 {"layer": layer, "domain": domain, "expert": cell["expert"].item()}
-                | {column: cell[f"measured_{name}"].item() for column, name in evaluated.items()}
+                | {column: cell[f"evaluation_half_{name}"].item() for column, name in evaluated.items()}
                 | {"uniform_baseline": baseline}
                 | {name: cell[name].item() for name in _SPECIALIST_COLUMNS if name.startswith("selection_half_")}
             )

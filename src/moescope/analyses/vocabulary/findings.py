@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, count_of, row
+from moescope.analyses.finding import Finding, KeyNumber, count_of, row
 from moescope.results.text import percent
 
 if TYPE_CHECKING:
@@ -48,3 +48,15 @@ def _vocabulary(results: Results) -> Finding | None:
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_vocabulary]
+
+KEY_NUMBERS = [
+    KeyNumber(
+        "vocabulary",
+        "vocabulary_specialization",
+        "vocabulary",
+        "largest share of an input token type's occurrences that one expert has, mean over types",
+        share=True,
+        chance="vocabulary_specialization_chance",
+        where=(("reading", "input"), ("ranks", "top-K")),
+    )
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, count_of, row
+from moescope.analyses.finding import Finding, KeyNumber, count_of, row
 from moescope.results.text import number
 
 if TYPE_CHECKING:
@@ -63,3 +63,26 @@ def _directions(every: pd.DataFrame) -> str:
 
 
 FINDINGS: list[Callable[[Results], Finding | None]] = [_weights]
+
+KEY_NUMBERS = [
+    KeyNumber(
+        "weights",
+        "median",
+        "similar weights",
+        "cosine of two experts' weights, neurons matched, median pair",
+        chance="median_control",
+        by_chance="for random directions with matched norms",
+        where=(("matrix", "joined"), ("measure", "matched_cosine")),
+        lead=False,
+    ),
+    KeyNumber(
+        "weights",
+        "median",
+        "effective rank",
+        "directions that the up matrix of the median expert uses",
+        chance="median_control",
+        by_chance="for random directions with matched norms",
+        where=(("matrix", "up"), ("measure", "effective_rank")),
+        lead=False,
+    ),
+]
