@@ -30,8 +30,8 @@ _DEFINITIONS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "selection_half_lift_ci_low": (
         PER_CELL,
         "ratio",
-        "2.5 % quantile of the lift over bootstrap replicates of the selection half of the documents (half 0), however few "
-        "they are: what findings are selected by",
+        "2.5 % quantile of the lift over bootstrap replicates of the selection half of the documents (half 0), however "
+        "few they are: what findings are selected by",
         "",
     ),
     "num_tokens_all": (("layer",), "tokens", "N: tokens of all domains", ""),

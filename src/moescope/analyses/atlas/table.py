@@ -213,7 +213,7 @@ def top_frame(table: xr.Dataset, *, seed: int) -> pd.DataFrame:
             of_expert = of_domain.isel(layer=position, expert=expert)
             rows.append(
                 {"domain": domain, "rank": rank, "layer": layers[position], "expert": expert}
-                | {key: int(of_expert[f"measured_{key}"]) for key in ("num_tokens", "num_documents")}
+                | {key: int(of_expert[f"evaluation_half_{key}"]) for key in ("num_tokens", "num_documents")}
                 | {
                     "delta_loss": float(of_expert["evaluation_half_delta_loss"]),
                     "ci_low": float(of_expert["evaluation_half_delta_loss_ci_low"]),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moescope.analyses.finding import (
     MOST_NAMED,
     Finding,
+    KeyNumber,
     Verdict,
     count_of,
     interval_of,
