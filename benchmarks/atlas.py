@@ -18,7 +18,6 @@ import json
 
 import numpy as np
 import torch
-from moescope.measures.correlation import correlate_experts
 
 import moescope
 from benchmarks.timing import alternate, report
@@ -26,6 +25,7 @@ from moescope.corpora import Batch, Sampler
 from moescope.interventions.ablation import Ablation, ablation_effects
 from moescope.interventions.gradient import first_order_effects
 from moescope.interventions.losses import next_tokens, token_losses
+from moescope.measures.correlation import correlate_experts
 from moescope.models import MoEModel
 from moescope.models.seam import ExpertCall, transformed
 

@@ -129,8 +129,8 @@ def test_experts_that_saw_no_token_and_points_too_few_for_umap(model: MoEModel, 
 @pytest.mark.parametrize(
     ("options", "num_tokens", "said"),
     [
-        ({"num_neighbors": 400}, 1000, "`num_neighbors=400` neighbors among at most 400 outputs"),
-        ({}, 7, "`num_neighbors=15` neighbors among at most 14 outputs"),
+        ({"num_neighbors": 400}, 1000, "`num_neighbors=400` in a layer of at most 400 outputs"),
+        ({}, 7, "`num_neighbors=15` in a layer of at most 14 outputs"),
         ({"num_neighbors": 1}, 1000, "`num_neighbors=1`"),
         ({"max_layers": 0}, 1000, "`max_layers=0`"),
         ({"method": "pca"}, 1, "at most 2 outputs"),

@@ -264,9 +264,9 @@ def test_bad_input(num_tokens: int, options: dict, said: str, model: MoEModel, c
         compared(model, corpus, [0], num_tokens, **options)
 
 
-def test_no_baseline_is_warned_of(run: Run) -> None:
-    with pytest.warns(MoescopeWarning, match="random-weight baseline"):
-        Similarity(control=False).check(run.context)
+def test_similarity_without_a_baseline_is_not_testable(model: MoEModel, corpus: Corpus) -> None:
+    (finding,) = compared(model, corpus, [0], 300, control=False).findings
+    assert (finding.topic, finding.verdict) == ("similarity", "not testable")
 
 
 def test_a_corpus_that_gives_too_few_tokens_is_refused(model: MoEModel, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Map(MapOptions, Analysis):
         most = min(context.num_tokens * model.num_experts_per_token, model.num_experts * self.num_samples)
         if most < MIN_POINTS or (self.method == "umap" and self.num_neighbors >= most):
             raise UsageError(
-                f"`num_neighbors={self.num_neighbors}` neighbors among at most {most} outputs in a layer",
+                f"`num_neighbors={self.num_neighbors}` in a layer of at most {most} outputs",
                 expected="fewer neighbors than outputs",
                 remedy="raise `num_tokens` or `num_samples`, lower `num_neighbors`, or use `method=pca`",
             )
