@@ -19,7 +19,7 @@ from moescope.report.page import render
 from moescope.results import Manifest
 from moescope.run import Run
 from tests.analyses.runs import small_corpus, tiny_model
-from tests.families import FAMILIES, build, save
+from tests.families import SOME_FAMILIES, build, save
 
 LAYERS = [0, 2]
 
@@ -164,7 +164,7 @@ def test_files(run: Run, tmp_path: Path) -> None:
     assert arrays["up_singular_value"].shape == arrays["up_singular_value_low"].shape == (2, 16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME_FAMILIES)
 def test_every_family(family: str, tmp_path: Path) -> None:
     model = load_model(str(save(build(family), tmp_path)), device="cpu")
     run = moescope.capture(model, None, ["weights"])

@@ -6,6 +6,7 @@ import pytest
 from moescope.report.findings import find
 from moescope.report.words import caption
 from tests.report.folders import results
+from tests.report.reading import denies, names, unsaid
 from tests.report.tables import NAN
 
 
@@ -47,47 +48,45 @@ def quality(**changes: list) -> pd.DataFrame:
 def test_layers_that_add_next_to_nothing():
     frame = contribution({1: [1.0, 2.0, 3.0], 2: [0.01, 0.02, 90.0], 3: [2.0, 2.0, 2.0], 7: [4.0, 4.0, NAN]})
     (finding,) = find(results({"contribution": frame}))
-    assert finding.title == "Experts add next to nothing at layer 2"
-    assert "layer 2: 0.0200. In the median layer it is 2." in finding.text
+    assert finding.topic == "contribution" and names(finding.title, "layer", 2)
+    assert not any(names(finding.title, "layer", layer) for layer in (1, 3, 7))
+    assert unsaid(finding.text, "2", "0.0200", "2") == []
     assert find(results({"contribution": contribution({1: [1.0], 2: [0.5], 3: [0.9]})})) == []
 
 
 def test_the_largest_share_as_measured_on_the_other_half():
     (finding,) = find(results({"contribution_leaders": leaders()}))
-    assert finding.title == "Expert 0 of layer 7 makes up more of its layer's output than any other"
-    assert finding.text == (
-        "On documents that had no say in choosing it, expert 0 of layer 7 is 45.0 % of the layer's routed output (95 "
-        "% interval 41.0 to 49.0 %; an even share would be 25.0 %; 480 tokens). Half of the output comes from 1 expert "
-        "at layer 7 and 2 at layer 1; if all gave as much, it would be 2."
-    )
+    assert finding.topic == "contribution"
+    assert names(finding.title, "expert", 0) and names(finding.title, "layer", 7) and not denies(finding.title)
+    assert unsaid(finding.text, "45.0", "41.0", "49.0", "25.0", "480", "1", "2", "2") == []
     (finding,) = find(results({"contribution_leaders": leaders(output_share_ci_low=[0.1, 0.2])}))
-    assert finding.title == "No expert stands out for its share of the output"
+    assert denies(finding.title) and not names(finding.title, "expert", 0)
 
 
 def test_what_neighbours_recover():
     (finding,) = find(results({"map_quality": quality()}))
-    assert finding.title == "An output tells which expert made it, and less of its domain"
-    assert finding.text == (
-        "At layer 7 the nearest outputs on other documents name the expert of 90.0 % of 200 outputs (95 % interval "
-        "86.0 to 94.0 %; chance 25.0 %); at layer 1, 80.0 %. They name the domain of 70.0 % (95 % interval 61.0 to "
-        "79.0 %; chance 50.0 %) at layer 7, the most."
-    )
+    assert finding.topic == "map" and not denies(finding.title)
+    assert "expert" in finding.title and "domain" in finding.title
+    experts, domains = ("90.0", "200", "86.0", "94.0", "25.0"), ("70.0", "61.0", "79.0", "50.0")
+    assert unsaid(finding.text, *experts, "80.0", *domains) == []
+    assert names(finding.text, "layer", 7) and names(finding.text, "layer", 1)
 
 
 @pytest.mark.parametrize(
-    ("changes", "title"),
+    ("changes", "denied", "of_domains"),
     [
-        ({"domain_ci_low": [0.4, 0.4]}, "An output tells which expert made it, but not its domain"),
-        ({"domain_chance": [1.0, 1.0]}, "An output tells which expert made it"),
-        ({"expert_ci_low": [0.2, 0.2]}, "An output does not surely tell which expert made it"),
-        ({"expert_ci_low": [NAN, NAN]}, "An output does not surely tell which expert made it"),
+        ({"domain_ci_low": [0.4, 0.4]}, True, True),  # the expert, but not the domain
+        ({"domain_chance": [1.0, 1.0]}, False, False),  # one domain: nothing to recover
+        ({"expert_ci_low": [0.2, 0.2]}, True, False),
+        ({"expert_ci_low": [NAN, NAN]}, True, False),
     ],
 )
-def test_what_neighbours_do_not_recover(changes, title):
+def test_what_neighbours_do_not_recover(changes, denied, of_domains):
     (finding,) = find(results({"map_quality": quality(**changes)}))
-    assert finding.title == title
+    assert "expert" in finding.title
+    assert (denies(finding.title), "domain" in finding.title) == (denied, of_domains)
 
 
 def test_captions_name_their_layer():
-    assert caption("map_layer_5").startswith("Layer 5: ")
-    assert caption("map_each_expert_layer_12").startswith("Layer 12, ")
+    assert names(caption("map_layer_5"), "layer", 5)
+    assert names(caption("map_each_expert_layer_12"), "layer", 12)
