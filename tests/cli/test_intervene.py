@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, OlmoeForCausalLM
 
 from moescope.cli import thesis
+from moescope.cli.intervene import pairs
 from moescope.interventions import Set, compare, count_usage
 from moescope.models import load_model
 from moescope.report.folder import Results
@@ -125,11 +126,9 @@ def test_every_kind_of_change(intervene, here, chosen):
     first, second = chosen[2, 3]
     at = ["--layer", 2, "--target-index", 3, "--controls", 2, "--expert"]
     for name, words in {
-        "scale": [first, "--scale", 0, 0.5, 1],
+        "scale": [first, "--scale", -1, 0, 1],
         "ablate": [first, "--ablate"],
-        "two": [first, second, "--scale", -1],
         "all": [0, "--replace", "--renormalise", "--positions", "all", "--generate", 6],
-        "some": [first, "--set", 0.5, "--positions", 3, 7, -1],
     }.items():
         outcome = intervene(*at, *words, "--out", name)
         assert outcome.code == 0, outcome.err
@@ -146,14 +145,13 @@ def test_every_kind_of_change(intervene, here, chosen):
     assert generated["run"].tolist() == ["base", "changed", "control"]
     assert (generated["num_tokens"] == 6).all()
     assert "next_tokens.pdf" in {path.name for path in (here / "ablate" / "figures").iterdir()}
-    assert json.loads((here / "two" / "intervene.json").read_text())["experts"][1]["expert"] == second
-    assert Results.read(here / "some").manifest.options["positions"] == [3, 7, -1]
+    assert pairs([2], [first, second]) == [(2, first), (2, second)]
     options = Results.read(here / "all").manifest.options
     assert (options["positions"], options["change"], options["renormalise"]) == ("all", "replace", True)
 
 
 def test_experts_of_several_layers_and_the_same_seed_leaves_the_same(intervene, here, tiny):
-    words = ["--set", 0.3, "--target-index", -2, "--generate", 3, "--controls", 3]
+    words = ["--set", 0.3, "--target-index", -2, "--positions", 3, -2, -1, "--generate", 3, "--controls", 3]
     for name in ("a", "b"):
         outcome = intervene("--layer", 1, 3, "--expert", 5, 2, *words, "--out", name)
         assert outcome.code == 0, outcome.err
@@ -163,8 +161,9 @@ def test_experts_of_several_layers_and_the_same_seed_leaves_the_same(intervene, 
     known = json.loads((here / "a" / "intervene.json").read_text())
     assert [(each["layer"], each["expert"]) for each in known["experts"]] == [(1, 5), (3, 2)]
     assert known["target_index"] == len(PROMPT) - 2
+    assert Results.read(here / "a").manifest.options["positions"] == [3, -2, -1]
     # Both are changed: the effect is that of a pass with both changes, and of no other.
-    model, changes = load_model(str(tiny)), [Set(1, 5, 0.3, positions=[-2]), Set(3, 2, 0.3, positions=[-2])]
+    model, changes = load_model(str(tiny)), [Set(*at, 0.3, positions=[3, -2, -1]) for at in ((1, 5), (3, 2))]
     usage = count_usage(model, [1, 3], num_tokens=100)
     kl = read(here / "a", "kl")["kl"].tolist()
     both, *either = (

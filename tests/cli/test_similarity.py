@@ -19,7 +19,7 @@ def test_the_thesis_command_in_capitals(here, given, monkeypatch, capfd):
     assert sim() == 0
     out = capfd.readouterr().out
     assert out.splitlines()[-1] == "Results: results/similarity"
-    assert "re-drawn" in out
+    assert "CKA" in out
     folder = here / "results" / "similarity"
     options = Results.read(folder).manifest.options["similarity"]
     assert (options["method"], options["estimator"], options["num_samples"]) == ("cka", "minibatch", 10_000)

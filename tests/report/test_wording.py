@@ -50,7 +50,9 @@ def tables() -> dict:
 def written() -> str:
     """The page's text, each of its paragraphs once; numbers in tables are others' matter."""
     with TemporaryDirectory() as folder:
-        path = write(Path(folder) / "report", tables(), analyses=[*"entropy usage vocabulary paths atlas".split()])
+        path = write(
+            Path(folder) / "report", tables(), analyses=[*["entropy", "usage", "vocabulary", "paths", "atlas"]]
+        )
         pieces = [" ".join(piece.split()) for piece in Page(render(path)).paragraphs]
         topics = {finding.topic for finding in find(Results.read(path))}
     assert len(topics) >= 10, "a table that no finding is drawn from"
