@@ -110,16 +110,16 @@ def test_pca_is_the_first_two_components(model: MoEModel, corpus: Corpus, tmp_pa
 
 def test_experts_that_saw_no_token_and_points_too_few_for_umap(model: MoEModel, corpus: Corpus) -> None:
     run = capture(model, corpus, [Map(num_neighbors=5)], num_tokens=4, layers=[1])
-    with pytest.warns(MoescopeWarning, match="no token, so not on the map: layer 1: expert"):
+    with pytest.warns(MoescopeWarning, match="no token.* layer 1: expert"):
         table = run.tables["map"]
-    assert [note for note in run.manifest.notes if note.startswith("no token, so not on the map: layer 1: expert")]
+    assert [note for note in run.manifest.notes if "layer 1: expert" in note]
     seen = set(table.point_expert.values.tolist())
     assert len(seen) < 8 and len(table.point) == 8
     assert np.array_equal(np.isnan(table.mean_x.values[0]), [expert not in seen for expert in range(8)])
     for _, figure in run.figures():
         figure.canvas.draw()
     shared = capture(model, corpus, [Map(num_neighbors=7, num_samples=1)], num_tokens=4, layers=[1])
-    with pytest.warns(MoescopeWarning, match=r"too few for UMAP with 7 neighbours; drawn by PCA"):
+    with pytest.warns(MoescopeWarning, match=r"UMAP .*\b7\b.*PCA"):
         table = shared.tables["map"]
     assert table.method.values.tolist() == ["pca"] and len(table.point) < 8
 
