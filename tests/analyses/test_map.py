@@ -110,7 +110,7 @@ def test_pca_is_the_first_two_components(model: MoEModel, corpus: Corpus, tmp_pa
 
 def test_experts_that_saw_no_token_and_points_too_few_for_umap(model: MoEModel, corpus: Corpus) -> None:
     run = capture(model, corpus, [Map(num_neighbors=5)], num_tokens=4, layers=[1])
-    with pytest.warns(MoescopeWarning, match="no token.* layer 1: expert"):
+    with pytest.warns(MoescopeWarning, match=r"no token.* layer 1: expert"):
         table = run.tables["map"]
     assert [note for note in run.manifest.notes if "layer 1: expert" in note]
     seen = set(table.point_expert.values.tolist())

@@ -63,7 +63,7 @@ def test_no_text_is_read_and_none_is_claimed(model: MoEModel, tmp_path: Path) ->
 
 
 def test_without_a_corpus_only_questions_about_weights(model: MoEModel) -> None:
-    with pytest.raises(UsageError, match="entropy .*text"):
+    with pytest.raises(UsageError, match=r"entropy .*text"):
         moescope.capture(model, None, ["weights", "entropy"])
     run = moescope.capture(model, None, layers=[0])
     assert list(run.analyses) == ["weights"]
