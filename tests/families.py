@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -138,6 +139,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "routed_scaling_factor": 2.5,
     },
 }
+
+
+# Between them: shared experts and none, dense layers, sigmoid scores, groups, correction biases, biases of experts, a
+# compressed cache, sliding windows. Outside the contracts the others are slow tests.
+REPRESENTATIVES = ("olmoe", "qwen2_moe", "deepseek_v3", "gpt_oss")
+SOME_FAMILIES = [pytest.param(name, marks=() if name in REPRESENTATIVES else pytest.mark.slow) for name in FAMILIES]
 
 
 def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:

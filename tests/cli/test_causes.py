@@ -1,5 +1,7 @@
 """`moescope ablate` and `moescope atlas` on a tiny model."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,8 @@ def test_an_expert_is_ablated_beside_its_controls(moescope, here, tiny, shelf):
     outcome = moescope("ablate", *given, "--layer", 2, "--expert", 3)
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-1] == "Results: results/ablate"
-    assert "Without expert 3 of layer 2" in outcome.out
-    assert "7 controls instead of 20" in outcome.err
+    assert re.search(r"expert 3\b.*layer 2\b", outcome.out)
+    assert re.search(r"\b7 controls\b.*\b20\b", outcome.err)
     folder = here / "results" / "ablate"
     frame = pd.read_csv(folder / "tables" / "ablate.csv").set_index("domain")
     assert list(frame.index) == ["all", "code", "law", "verse"]
@@ -72,7 +74,7 @@ def test_the_atlas_has_a_command_and_findings(moescope, here, tiny, shelf):
     frame = pd.read_csv(folder / "tables" / "atlas.csv")
     assert sorted(frame.layer.unique()) == [1, 2]
     assert (folder / "state" / "atlas_text.safetensors").is_file()
-    assert "rank correlation" in outcome.out
+    assert "correlation" in outcome.out
     outcome = moescope("atlas", *given, "--method", "exact", "--experts", 0, 7, "--out", "exact")
     assert outcome.code == 0, outcome.err
     exact = pd.read_csv(here / "exact" / "tables" / "atlas.csv")

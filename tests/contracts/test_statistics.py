@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 import xarray as xr
 
+import moescope
 from moescope.errors import UsageError
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 from moescope.statistics.base import Statistic
@@ -62,8 +65,19 @@ def assert_same_table(left: xr.Dataset, right: xr.Dataset, tolerance: float) -> 
             assert np.array_equal(ours, theirs), name
 
 
-def test_there_are_cases() -> None:
-    assert CASES
+def test_every_statistic_is_under_contract() -> None:
+    """Those that moescope defines, less what only others are made of."""
+
+    def kinds(parent: type[Statistic]) -> set[type[Statistic]]:
+        return {kind for child in parent.__subclasses__() for kind in {child, *kinds(child)}}
+
+    for module in pkgutil.walk_packages(moescope.__path__, "moescope."):
+        if ".statistics." in module.name or ".analyses." in module.name:
+            importlib.import_module(module.name)
+    defined = {kind for kind in kinds(Statistic) if kind.__module__.startswith("moescope.")}
+    bases = {parent for kind in defined for parent in kind.__mro__[1:]}
+    assert defined - bases == {type(CASES[name].make()) for name in CASES} - bases
+    assert len(defined - bases) > 10
 
 
 def test_split_anywhere_in_any_order_and_into_empty_parts(case: Case) -> None:

@@ -56,7 +56,7 @@ def test_no_document_is_over_a_twentieth_of_its_domain(corpus):
         assert max(lengths) <= sum(lengths) / 20
 
 
-@pytest.mark.parametrize("num_tokens", [10_000, 100_000, 440_000])
+@pytest.mark.parametrize("num_tokens", [10_000, 100_000, pytest.param(440_000, marks=pytest.mark.slow)])
 def test_there_is_enough_for_the_embedded_model(corpus, nano_tokenizer, num_tokens):
     sampler = Sampler(corpus, nano_tokenizer, num_tokens=num_tokens, max_positions=2048)
     batches = list(sampler)

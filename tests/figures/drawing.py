@@ -1,14 +1,17 @@
-"""What tests of figures share: what a caption needs, and a search for texts that cover each other."""
+"""What tests of figures share: what a caption needs, texts that cover each other, the numbers drawn."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from numpy.typing import ArrayLike
 
 GROUPS = {
     "novels": "prose",
@@ -76,3 +79,28 @@ def drawn(figure: Figure) -> list[str]:
     assert overlaps(figure) == []
     assert outside(figure) == []
     return [text for text, _ in texts_of(figure)]
+
+
+def numbers_of(figure: Figure) -> np.ndarray:
+    """Every finite number drawn: of lines, cells, points (both coordinates) and bars (both lengths)."""
+    found: list[Any] = []
+    for ax in figure.axes:
+        for line in ax.lines:
+            found += [line.get_xdata(), line.get_ydata()]
+        for drawn in (*ax.collections, *ax.images):
+            if drawn.get_array() is not None:
+                found.append(np.ma.filled(np.ma.asarray(drawn.get_array(), dtype=float), np.nan))
+            if hasattr(drawn, "get_offsets"):
+                found.append(np.ma.filled(np.ma.asarray(drawn.get_offsets(), dtype=float), np.nan))
+        found += [[bar.get_width(), bar.get_height()] for bar in ax.patches if isinstance(bar, Rectangle)]
+    numbers = np.concatenate([np.zeros(0), *(np.asarray(part, dtype=float).ravel() for part in found)])
+    return numbers[np.isfinite(numbers)]
+
+
+def undrawn(figure: Figure, values: ArrayLike) -> list[float]:
+    """Which of these numbers the figure does not draw; what is no number is not looked for."""
+    wanted = np.asarray(values, dtype=float).ravel()
+    wanted = wanted[np.isfinite(wanted)]
+    assert wanted.size, "no number to look for"
+    drawn = numbers_of(figure)
+    return [value for value in wanted.tolist() if not np.isclose(drawn, value, rtol=1e-6, atol=1e-9).any()]

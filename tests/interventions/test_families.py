@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from moescope.interventions import Ablate, Replace, Scale, Set, intervening
 from moescope.models import MoEModel, load_model
 from moescope.records import Routing
-from tests.families import FAMILIES, build, padded_batch, save
+from tests.families import FAMILIES, SOME_FAMILIES, build, padded_batch, save
 
 LENGTHS = [9, 1, 24, 13, 24]
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=SOME_FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

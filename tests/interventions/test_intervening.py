@@ -21,7 +21,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> MoEModel:
     return load_model(str(save(build("olmoe"), tmp_path_factory.mktemp("olmoe"))))
 
 
-@pytest.fixture(scope="module", params=["olmoe", "gpt_oss", "deepseek_v3", "qwen2_moe"])
+@pytest.fixture(
+    scope="module",
+    params=["gpt_oss", "deepseek_v3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("olmoe", "qwen2_moe"))],
+)
 def any_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MoEModel:
     """gpt_oss has sliding windows, deepseek_v3 a compressed cache."""
     return load_model(str(save(build(request.param), tmp_path_factory.mktemp(request.param))))

@@ -1,55 +1,23 @@
 """The page: whole, self-contained, and nothing that comes from a model or a corpus is ever markup."""
 
 import re
-from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from moescope.report.words import caption, known
+from moescope.analyses import registry, words
 
 from moescope.errors import ResultsError
+from moescope.analyses.finding import find
 from moescope.report.page import PAGE, render, spark, write
 from moescope.results import DomainSample
 from moescope.results.reading import Results
 from tests.report import tables
 from tests.report.folders import write as write_folder
+from tests.report.html import Page
+from tests.report.reading import unsaid
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 FIGURES = ("router_decisiveness", "usage_load", "something_new")
-
-
-class Page(HTMLParser):
-    """What a browser would make of the page: elements, ids, links, text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "line", "circle", "polyline", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self.open):
-            self.words.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +39,18 @@ def test_every_element_is_closed(page):
     assert page.open == []
 
 
-def test_it_leads_with_what_and_what_was_found(page):
+def test_it_leads_with_what_and_what_was_found(folder, page):
     assert page.all("title")
-    assert "What 8 experts of toy do on 2 kinds of text" in page.text
-    finding = "The most specialized expert is expert 3 of layer 7, for verse"
-    assert 0 < page.text.index(finding) < page.text.index("What the numbers mean")
-    assert "91.2 % of the tokens of verse (95 % interval 87.1 to 94.4 %)".replace(
-        " %", "\N{NO-BREAK SPACE}%"
-    ) in " ".join(page.words)
+    found = find(Results.read(folder))
+    (heading,) = (text for text in page.headings if "toy" in text)
+    assert unsaid(heading, "8", "2") == []
+    titles = [" ".join(one.title.split()) for one in found]
+    assert len(titles) > 5
+    places = [page.text.index(title) for title in titles]
+    assert places == sorted(places)
+    assert page.text.rindex(heading) < places[0]
+    assert places[-1] < page.text.index("max_violation")  # tables come after
+    assert "91.2\N{NO-BREAK SPACE}%" in " ".join(page.words)
 
 
 def test_nothing_is_requested_from_anywhere(folder, page):
@@ -156,13 +128,17 @@ def test_parts_that_were_not_run_leave_no_hole(tmp_path):
     folder = write_folder(tmp_path / "out", {"router_entropy": tables.entropy()}, analyses=["entropy"])
     page = Page(render(folder))
     assert page.open == []
-    assert "specialized" not in page.text
-    assert "The router is least sure at layer 1" in page.text
+    (finding,) = find(Results.read(folder))
+    assert finding.title in page.text
+    for part in ("usage", "vocabulary", "paths"):
+        assert part not in {link["href"].lstrip("#") for link in page.all("a")}
 
 
 def test_a_folder_without_tables_makes_a_page(tmp_path):
     page = Page(render(write_folder(tmp_path / "out", {}, analyses=[])))
-    assert "This run holds no table that findings are drawn from." in page.text
+    assert page.open == []
+    assert find(Results.read(tmp_path / "out")) == []
+    assert "router entropy" not in page.text  # no key numbers, no definitions
 
 
 def test_large_tables_are_linked_not_shown(tmp_path):

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, OlmoeForCausalLM
 
 PACKAGE = Path(__file__).parents[2] / "src" / "moescope"
 NANO = PACKAGE / "models" / "nano"
+pytestmark = pytest.mark.slow
 DOMAINS = ("molecules", "novels", "python")
 WINDOW, STRIDE = 1024, 512
 

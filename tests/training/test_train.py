@@ -1,6 +1,5 @@
 """The trainer computes what the stock model computes, and a resumed run is the run that was never interrupted."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -19,7 +18,14 @@ from training.export import save_model
 from training.model import Batch, FastModel, initialize, make_config, parameter_shapes, views
 from training.train import Budget, Recipe, Training, run
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason="needs g++ and AVX-512 BF16")
+BUILDS = pytest.mark.skipif(not kernels.available(), reason="needs g++ and AVX-512 BF16")
+
+
+def needs_kernels(test):
+    """Slow: the kernels are built first."""
+    return pytest.mark.slow(BUILDS(test))
+
+
 BALANCE, Z_LOSS = 0.1, 0.01
 
 
@@ -157,7 +163,7 @@ def train(config, folder, tokens, stock):
     return training
 
 
-@pytest.mark.parametrize("stock", [pytest.param(False, marks=needs_kernels), True])
+@pytest.mark.parametrize("stock", [pytest.param(False, marks=[pytest.mark.slow, BUILDS]), True])
 def test_a_resumed_run_is_the_uninterrupted_run(config, tmp_path, monkeypatch, request, stock):
     """Bit for bit, also across a change of window length; the first run is stopped as SIGTERM stops it."""
     threads = torch.get_num_threads()
@@ -229,7 +235,3 @@ def test_evaluation_counts_every_token_once():
         counted = np.concatenate([np.arange(first, end) for _, _, end, first in windows])
         assert (counted == np.arange(length)).all()
         assert all(first == start == 0 or first - start >= 512 for _, start, _, first in windows)
-
-
-def test_recipe_can_be_stored():
-    assert Recipe(**dataclasses.asdict(Recipe())) == Recipe()

@@ -7,6 +7,7 @@ import pytest
 from moescope.analyses.usage.analysis import Usage
 from moescope.context import Context, ModelInfo
 from moescope.statistics.usage import ExpertUsage
+from tests.figures.drawing import undrawn
 from tests.records import random_batch, random_routings
 
 LAYERS = (1, 4)
@@ -178,7 +179,11 @@ def test_every_figure_draws(layers, groups, num_documents, domain_ids, tmp_path,
         names.append(name)
         figure = draw()
         figure.savefig(tmp_path / f"{name}.png", dpi=60)
-        assert (tmp_path / f"{name}.png").stat().st_size > 2000
+        if name == "usage_load":
+            for measure in ("max_violation", "normalized_usage_entropy"):
+                assert undrawn(figure, table[f"{measure}_all"]) == []
+        elif name == "usage_specialization":
+            assert undrawn(figure, 100 * table["domain_specialization"]) == []
         width = figure.get_size_inches()[0]
         assert width in (3.3, 6.8)
         assert any("toy · 1,234 tokens · shelf" in text.get_text() for text in figure.texts)
