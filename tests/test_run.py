@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 import moescope
-from moescope import analyses, results
-from moescope.analyses.base import Analysis
+from moescope.analyses import registry
+from moescope.analyses.base import Analysis, Given
 from moescope.corpora import Sampler
-from moescope.errors import EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
+from moescope.errors import AnalysisFailed, EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
 from moescope.models import load_model
-from moescope.results import ResultsFolder
+from moescope.results import ResultsFolder, writing
 from tests.analyses.runs import WORDS, small_corpus, tiny_model
 from tests.families import build, save
 
@@ -77,7 +77,7 @@ def test_counts_and_entropies_equal_a_plain_loop(family, batch_tokens, corpus, t
 
 def test_one_domain_is_left_out_of_what_compares_domains(model, corpus):
     one = corpus.first(1)
-    others = [name for name in analyses.names() if name not in ("usage", "entropy")]
+    others = [name for name in registry.names() if name not in ("usage", "entropy")]
     run = moescope.capture(model, one, num_tokens=300, skip=others)
     assert list(run.tables) == ["entropy"]
     assert [note for note in run.manifest.notes if note.startswith("usage was left out: ") and "1 domain" in note]
@@ -105,12 +105,15 @@ class Doubtful(Analysis):
     def statistics(self, context):
         return {}
 
-    def table(self, statistics, context):
+    def measure(self, model, statistics, context):
+        return model.name
+
+    def table(self, statistics, context, given=Given()):
         self.times += 1
         warnings.warn("expert 3 is odd", MoescopeWarning, stacklevel=2)
         if self.fails:
             raise ValueError("too odd")
-        return xr.Dataset({"oddness": ("layer", [1.0])}, coords={"layer": [0]})
+        return xr.Dataset({"oddness": ("layer", [1.0])}, coords={"layer": [0]}, attrs={"measured": given.measured})
 
     def frames(self, table, context):
         return {}
@@ -119,25 +122,31 @@ class Doubtful(Analysis):
         yield from ()
 
 
-def test_a_table_is_made_when_first_asked_for_and_only_once(model, corpus):
+def test_tables_are_made_once_and_reading_them_changes_nothing(model, corpus):
     doubtful = Doubtful()
-    run = moescope.capture(model, corpus, ["entropy", doubtful], 300)
+    with pytest.warns(MoescopeWarning, match="expert 3 is odd"):
+        run = moescope.capture(model, corpus, ["entropy", doubtful], 300)
+    before = run.manifest.model_dump()
     assert list(run.tables) == ["entropy", "doubtful"]
     assert run.tables["entropy"] is run.tables["entropy"]
-    assert doubtful.times == 0
-    with pytest.warns(MoescopeWarning, match="expert 3 is odd"):
-        table = run.tables["doubtful"]
-    assert run.tables["doubtful"] is table
+    assert run.tables["doubtful"].attrs["measured"] == model.name
     assert doubtful.times == 1
+    assert run.manifest.model_dump() == before
     assert run.manifest.notes == ["expert 3 is odd"]
-    with pytest.raises(KeyError, match="usage: not among the tables of entropy, doubtful"):
+    assert run.manifest.total_seconds >= run.manifest.pass_seconds > 0
+    with pytest.raises(KeyError):
         run.tables["usage"]
 
 
-def test_what_a_table_warned_of_before_it_failed_is_said(model):
-    run = moescope.capture(model, None, [Doubtful(fails=True)])
-    with pytest.warns(MoescopeWarning, match="expert 3 is odd"), pytest.raises(ValueError, match="too odd"):
-        run.tables["doubtful"]
+def test_an_analysis_that_fails_loses_no_other(model, corpus, tmp_path):
+    with pytest.raises(AnalysisFailed, match="doubtful failed: ValueError: too odd") as failed:
+        moescope.capture(model, corpus, ["entropy", Doubtful(fails=True)], 300)
+    run = failed.value.run
+    assert list(run.tables) == ["entropy"] and run.manifest.notes == ["expert 3 is odd"]
+    assert (run.save(tmp_path / "kept") / "tables" / "router_entropy.csv").is_file()
+    assert isinstance(failed.value.__cause__, ValueError)
+    with pytest.raises(ValueError, match="too odd"):  # nothing else to keep: the error as it is
+        moescope.capture(model, None, [Doubtful(fails=True)])
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,7 @@ def test_what_a_run_leaves_behind(model, corpus, tmp_path):
     assert sum(domain["num_tokens"] for domain in manifest["domains"]) == NUM_TOKENS
     assert all(domain["num_documents"] > 0 for domain in manifest["domains"])
     assert manifest["options"]["batch_tokens"] == 8192
-    assert manifest["wall_seconds"] > 0
+    assert manifest["total_seconds"] >= manifest["pass_seconds"] > 0
     assert manifest["peak_memory_bytes"] > 10**7
 
     for name, statistic in run.statistics.items():
@@ -208,10 +217,10 @@ def test_what_a_run_leaves_behind(model, corpus, tmp_path):
 
 
 WRITES = {
-    "table": lambda folder, run: folder.write_table("x", dict(run.frames())["router_entropy"]),
+    "table": lambda folder, run: folder.write_table("x", run.frames["router_entropy"]),
     "arrays": lambda folder, run: folder.write_arrays("x", {"x": np.random.default_rng(0).random(10**5)}),
     "state": lambda folder, run: folder.write_state("x", run.statistics["entropy"]),
-    "figure": lambda folder, run: folder.write_figures(islice(run.figures(), 1)),
+    "figure": lambda folder, run: folder.write_figures(islice(run.figures.items(), 1)),
     "text": lambda folder, run: folder.write_text("x.txt", "x" * 10**5),
 }
 
@@ -222,7 +231,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing(kind, model, corpus, tmp_path)
     import resource
 
     run = moescope.capture(model, corpus, ["entropy"], 300, layers=[1])
-    list(run.frames())
+    list(run.frames)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with (
         pytest.raises(EnvironmentFailure, match=r"cannot write .*out") as error,
@@ -247,10 +256,10 @@ def written_figures(path, figures):
 def test_figures_drawn_by_other_processes_are_the_same_bytes(model, corpus, tmp_path, monkeypatch):
     run = moescope.capture(model, corpus, ["entropy", "usage"], 300)
     monkeypatch.setattr(loky, "cpu_count", lambda: 1)
-    here = written_figures(tmp_path / "here", run.figures())
+    here = written_figures(tmp_path / "here", run.figures.items())
     monkeypatch.setattr(loky, "cpu_count", lambda: 2)
-    assert len(here) / 2 > results.FEW_FIGURES
-    assert written_figures(tmp_path / "elsewhere", run.figures()) == here
+    assert len(here) / 2 > writing.FEW_FIGURES
+    assert written_figures(tmp_path / "elsewhere", run.figures.items()) == here
 
 
 def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch):
@@ -263,7 +272,7 @@ def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch
             super().savefig(*args, **kwargs)
 
     monkeypatch.setattr(loky, "cpu_count", lambda: 2)
-    names = [f"figure_{number}" for number in range(results.FEW_FIGURES + 4)]
+    names = [f"figure_{number}" for number in range(writing.FEW_FIGURES + 4)]
     files = written_figures(tmp_path / "out", ((name, Deadly()) for name in names))
     assert set(files) == {f"{name}.{suffix}" for name in names for suffix in ("pdf", "png")}
     assert all(content[:4] in (b"%PDF", b"\x89PNG") for content in files.values())
@@ -275,7 +284,7 @@ def test_figures_are_drawn_where_there_can_be_no_other_processes(tmp_path, monke
 
     monkeypatch.setattr(loky, "cpu_count", lambda: 2)
     monkeypatch.setattr(loky, "ProcessPoolExecutor", refused)
-    names = [f"figure_{number}" for number in range(results.FEW_FIGURES + 1)]
+    names = [f"figure_{number}" for number in range(writing.FEW_FIGURES + 1)]
     files = written_figures(tmp_path / "out", ((name, Figure()) for name in names))
     assert set(files) == {f"{name}.{suffix}" for name in names for suffix in ("pdf", "png")}
 

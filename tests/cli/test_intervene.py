@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, OlmoeForCausalLM
 
-from moescope.cli import thesis
 from moescope.analyses.intervention.analysis import compare
+from moescope.cli import thesis
 from moescope.cli.intervene import pairs
 from moescope.interventions import Set, count_usage
 from moescope.models import load_model

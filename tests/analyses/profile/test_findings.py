@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from moescope.report.findings import find
 
+from moescope.analyses.finding import find
 from moescope.report import words
 from tests.report.folders import results
 from tests.report.reading import denies, names, unsaid

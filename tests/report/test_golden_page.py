@@ -1,6 +1,6 @@
 """The words of the page, whole, in one place; other tests look at numbers and verdicts and leave the words free.
 
-After a change of wording: `uv run python -m tests.report.test_wording` writes the file anew; read the difference.
+After a change of wording: `uv run python -m tests.report.test_golden_page` writes the file anew; read the difference.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import textwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from moescope.report.findings import find
-from moescope.report.folder import Results
+import pandas as pd
+
+from moescope.analyses.finding import find
 from moescope.report.page import render
-from tests.report import test_cause_findings as causes
-from tests.report import test_expert_findings as experts
-from tests.report import test_output_findings as outputs
-from tests.report import test_profile_findings as labels
-from tests.report import test_weight_findings as weights
+from moescope.results.reading import Results
+from tests.analyses.atlas import test_findings as atlas
+from tests.analyses.contribution import test_findings as contribution
+from tests.analyses.map import test_findings as projection
+from tests.analyses.profile import test_findings as labels
+from tests.analyses.relations import test_findings as relations
+from tests.analyses.similarity import test_findings as similarity
+from tests.analyses.weights import test_findings as weights
 from tests.report.folders import write
 from tests.report.html import Page
 from tests.report.tables import everything
@@ -27,23 +31,24 @@ GOLDEN = Path(__file__).with_name("golden_page.txt")
 
 def tables() -> dict:
     """Every table that findings are drawn from."""
-    relations = [
-        weights.relations("similarity.cka", "coactivation.lift", 0.5, "output CKA, co-activation"),
-        weights.relations("weights.joined_matched_cosine", "similarity.cka", 0.5, "weights, CKA"),
+    pooled = [
+        relations.relations("similarity.cka", "coactivation.lift", 0.5, "output CKA, co-activation"),
+        relations.relations("weights.joined_matched_cosine", "similarity.cka", 0.5, "weights, CKA"),
     ]
+    saliency = {1: [1.0, 2.0, 3.0], 2: [0.01, 0.02, 90.0], 7: [2.0, 2.0, 2.0]}
     return everything() | {
-        "atlas_top": causes.top(),
-        "atlas_relations": causes.relations(),
-        "atlas_ablated": causes.ablated(),
-        "similarity": experts.similarity(),
-        "similarity_pairs": experts.pairs(),
-        "contribution": outputs.contribution({1: [1.0, 2.0, 3.0], 2: [0.01, 0.02, 90.0], 7: [2.0, 2.0, 2.0]}),
-        "contribution_top": outputs.leaders(),
-        "map_quality": outputs.quality(),
+        "atlas_top": atlas.top(),
+        "atlas_relations": atlas.relations(),
+        "atlas_ablated": atlas.ablated(),
+        "similarity": similarity.similarity(),
+        "similarity_pairs": similarity.pairs(),
+        "contribution": contribution.contribution(saliency),
+        "contribution_top": contribution.leaders(),
+        "map_quality": projection.quality(),
         "profile": labels.profiles(),
         "profile_best": labels.profiles(),
         "weights": weights.weights(),
-        "relations_pooled": weights.pd.DataFrame(relations),
+        "relations_pooled": pd.DataFrame(pooled),
     }
 
 

@@ -22,7 +22,7 @@ from moescope.analyses.profile.schema import Context, ExpertProfile, json_schema
 from moescope.errors import UsageError
 from tests.analyses.runs import NUM_TOKENS, routings_of, small_corpus, tiny_model
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 HOSTILE = "<script>alert(1)</script> $x_{^$ [bold]😀[/bold] \u202eevil \x1b[31m 漢 &amp;"
 
 
@@ -43,7 +43,7 @@ def run(model, corpus):
 
 @pytest.fixture(scope="module")
 def files(run):
-    return dict(run.files())
+    return dict(run.files)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def profiles(files):
 
 
 def test_one_line_for_every_expert_and_the_index_finds_it(files, profiles):
-    assert set(files) == {LINES, INDEX}
+    assert set(files) == {LINES, INDEX, "findings.json"}
     assert [(p.layer, p.expert) for p in profiles] == [(layer, expert) for layer in range(4) for expert in range(8)]
     raw = files[LINES].encode("utf-8")
     index = pd.read_csv(io.StringIO(files[INDEX]))
@@ -179,7 +179,7 @@ def test_text_from_the_corpus_stays_text(model, tmp_path):
     assert "\u202e" not in shown
     assert "\x1b" not in shown
     assert "nearest_by_output" in profile.missing
-    page = dict(run.figures())["profile_L01E03"]
+    page = dict(run.figures)["profile_L01E03"]
     drawn = " ".join(text.get_text() for text in page.findobj(Text))
     assert "<b>&$bold$" in drawn and "\u202e" not in drawn
     assert list(pd.read_parquet(folder / "tables" / "profile.parquet")["expert"]) == [0, 3]
@@ -189,7 +189,7 @@ def test_a_part_of_the_model_leaves_out_what_needs_its_head(corpus, tmp_path, mo
     run = moescope.capture(
         moescope.load_model(model.name, device="cpu", layers=[1]), corpus, [Profile(experts=(2,))], 900, layers=[1]
     )
-    (text,) = dict(run.files()).values()
+    (text,) = dict(run.files).values()
     profile = ExpertProfile.model_validate_json(text)
     assert {"promoted", "effect", "tokens.predicted"} <= set(profile.missing)
     assert profile.nearest_by_output is not None
@@ -201,7 +201,7 @@ def test_experts_that_do_not_exist_are_refused(model, corpus):
 
 
 def test_figures(run, tmp_path, recwarn):
-    figures = dict(run.figures())
+    figures = dict(run.figures)
     assert "profile_labels" in figures
     assert len(figures) == 2
     for name, figure in figures.items():
