@@ -21,7 +21,7 @@ import torch
 
 import moescope
 from benchmarks.timing import alternate, report
-from moescope import analyses as registry
+from moescope.analyses import registry
 from moescope.analyses.base import Context
 from moescope.corpora import Batch, Sampler
 from moescope.one_pass import feed

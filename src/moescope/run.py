@@ -166,9 +166,11 @@ def capture(
         predictions=predictions if predictions is not None else (layers is None and model.complete),
         corpus_fingerprint=corpus.fingerprint if corpus is not None else "",
     )
-    asked, notes = _asked(analyses, skip, context)
-    steps, by = _steps(asked.values(), context)
-    statistics = _statistics(steps, context)
+    notes: list[str] = []
+    with _noted(notes):
+        asked = _asked(analyses, skip, context, notes)
+        steps, by = _steps(asked.values(), context)
+        statistics = _statistics(steps, context)
     sampler = None
     options: dict[str, Any] = {}
     pass_seconds = 0.0
@@ -315,13 +317,12 @@ def _noted(notes: list[str]) -> Iterator[None]:
 
 
 def _asked(
-    analyses: Sequence[str | Analysis] | None, skip: Sequence[str], context: Context
-) -> tuple[dict[str, Analysis], list[str]]:
-    """The analyses by name; and of those that no one asked for by name, which can't be answered and why."""
+    analyses: Sequence[str | Analysis] | None, skip: Sequence[str], context: Context, notes: list[str]
+) -> dict[str, Analysis]:
+    """The analyses by name; those of a run of everything that can't be answered are left out and noted."""
     if analyses is not None and not analyses:
         raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
     asked: dict[str, Analysis] = {}
-    left_out: list[str] = []
     everything = analyses is None
     for given in analyses if analyses is not None else [name for name in registry.names() if name not in skip]:
         analysis = registry.find(given, in_report=everything) if isinstance(given, str) else given
@@ -343,10 +344,10 @@ def _asked(
         except UsageError as error:
             if not everything:
                 raise
-            left_out.append(f"{analysis.name} was left out: {error.found}")
+            notes.append(f"{analysis.name} was left out: {error.found}")
             continue
         asked[analysis.name] = analysis
-    return asked, left_out
+    return asked
 
 
 def _statistics(steps: Sequence[_Step], context: Context) -> dict[str, Statistic]:

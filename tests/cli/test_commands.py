@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from moescope import analyses
+from moescope.analyses import registry
 from moescope.cli.thesis import METRICS, router_metrics
 from moescope.results.reading import Results
 
@@ -49,7 +49,7 @@ def test_report_asks_everything_and_writes_a_page(report):
         assert word in said[0]
     assert said[1].startswith("note: atlas ")
     assert report.outcome.out.splitlines()[-1] == "Results: mine"
-    kept = {name for name in analyses.names() if name != "atlas"}
+    kept = {name for name in registry.names() if name != "atlas"}
     results = Results.read(report.folder)
     assert set(results.manifest.analyses) == kept
     assert (results.manifest.num_tokens, results.manifest.layers) == (3000, [0, 2])
@@ -78,7 +78,7 @@ def test_a_report_is_refused_in_its_place_and_rebuilt_from_its_folder(moescope, 
 
 def test_report_without_some_parts(moescope, here, given):
     kept = ["entropy", "coactivation"]
-    others = [name for name in analyses.names() if name not in kept]
+    others = [name for name in registry.names() if name not in kept]
     outcome = moescope("report", *given, "--num-tokens", 600, "--layers", 1, "--skip", *others, "--out", "some")
     assert outcome.code == 0, outcome.err
     assert sorted(Results.read(here / "some").manifest.analyses) == sorted(kept)

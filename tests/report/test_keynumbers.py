@@ -11,16 +11,16 @@ def test_key_numbers_per_layer():
     numbers = per_layer(results(tables.everything()))
     assert numbers.columns == [
         "layer",
-        "router entropy",
-        "top-1 probability",
         "MaxVio",
         "never selected",
         "domain information",
+        "router entropy",
+        "top-1 probability",
         "vocabulary",
     ]
     assert numbers.rows == [
-        ["1", "86.6 %", "40.0 %", "0.200", "0", "-1.0 %", "90.0 %"],
-        ["7", "65.0 %", "60.0 %", "0.600", "1", "30.0 %", "80.0 %"],
+        ["1", "0.200", "0", "-1.0 %", "86.6 %", "40.0 %", "90.0 %"],
+        ["7", "0.600", "1", "30.0 %", "65.0 %", "60.0 %", "80.0 %"],
     ]
     overall = {series.label: series.show(series.overall) for series in numbers.series}
     assert overall["never selected"] == "1"

@@ -44,7 +44,7 @@ def test_margins_against_a_plain_loop(scoring, corrected):
                 )
             )
         means = np.mean(rows, axis=0)
-        names = ["weight", "probability", "margin", "boundary_margin", "lead"]
+        names = ["weight", "probability", "margin", "boundary_margin", "margin_mean"]
         for name, mean in zip(names, means, strict=False):
             assert float(table[f"selection_{name}"][expert]) == pytest.approx(mean, abs=1e-6), name
         assert float(table["first_rank_share"][expert]) == pytest.approx(means[-1])

@@ -128,7 +128,7 @@ def _run(
     options: InterveneOptions,
     prompt: str,
     variants: Callable[[], list[tuple[float | None, list[Change]]]],
-    **more: int,
+    **more: Any,
 ) -> tuple[Study, Path]:
     with working("starting"):
         from moescope.analyses.intervention.analysis import compare

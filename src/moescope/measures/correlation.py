@@ -23,6 +23,7 @@ FEWEST_EXPERTS = 4
 _CHUNK_NUMBERS = 2**17
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,11 @@ def _correlation_of(ranks_x: Floats, ranks_y: Floats) -> float:
     return float(ranks_x @ ranks_y) / scale if scale else math.nan
 
 
-def _ranks_of(indices: NDArray[np.integer]) -> Floats:
+def _ranks_of(indices: Indices) -> Floats:
     """Ranks from 1, ties sharing their mean, of values given as their index among all distinct values; no sorting."""
     counts = np.bincount(indices)
-    return (counts.cumsum() - (counts - 1) / 2)[indices]
+    ranks: Floats = counts.cumsum() - (counts - 1) / 2
+    return ranks[indices]
 
 
 def _unknown(num_experts: int, num_values: int) -> ExpertCorrelation:
@@ -197,12 +199,12 @@ def _finish(
     )
 
 
-def _groups(num_experts: int, generator: np.random.Generator) -> NDArray[np.integer]:
+def _groups(num_experts: int, generator: np.random.Generator) -> Indices:
     """The group that each expert is left out with: its own, or one of 64."""
     return generator.permutation(num_experts) % min(num_experts, MOST_GROUPS)
 
 
-def _without_each_group(x_P: Floats, y_P: Floats, i_P: NDArray, j_P: NDArray, groups_E: NDArray[np.integer]) -> Floats:
+def _without_each_group(x_P: Floats, y_P: Floats, i_P: Indices, j_P: Indices, groups_E: Indices) -> Floats:
     """`artanh rho` without each group of experts."""
     known_P = np.isfinite(x_P) & np.isfinite(y_P)
     groups_i, groups_j = groups_E[i_P[known_P]], groups_E[j_P[known_P]]
@@ -225,8 +227,8 @@ def _jackknife(values_G: Floats) -> tuple[float, int]:
 def _null(
     x_P: Floats,
     y_P: Floats,
-    i_P: NDArray,
-    j_P: NDArray,
+    i_P: Indices,
+    j_P: Indices,
     num_experts: int,
     num_permutations: int,
     generator: np.random.Generator,
@@ -236,7 +238,7 @@ def _null(
     Ranks are taken once. Where pairs are missing, each permutation matches different ones, ranked among all.
     """
     sums_3P, flat_3N = _known_ranks(x_P), _known_ranks(y_P)
-    of_pairs = i_P is not j_P
+    of_pairs = i_P is not j_P  # of experts, both are the same array
     if of_pairs:
         ranks_3EE = np.zeros((3, num_experts, num_experts))
         ranks_3EE[:, i_P, j_P] = ranks_3EE[:, j_P, i_P] = flat_3N
@@ -251,11 +253,12 @@ def _null(
     return np.arctanh(np.clip(found, -1 + 1e-12, 1 - 1e-12))
 
 
-def _correlations(sums_3P: Floats, flat_3N: Floats, cells_RP: NDArray[np.integer]) -> Floats:
+def _correlations(sums_3P: Floats, flat_3N: Floats, cells_RP: Indices) -> Floats:
     """Pearson's correlation of the first measure's ranks with those at each row of cells, where both are known."""
     if sums_3P[0].all() and flat_3N[0][cells_RP[0]].all():  # then permuting changes no sum but that of products
         squares_P = flat_3N[2][cells_RP[0]]
-        return flat_3N[1][cells_RP] @ sums_3P[1] / math.sqrt(float(sums_3P[2].sum() * squares_P.sum()))
+        products_R: Floats = flat_3N[1][cells_RP] @ sums_3P[1]
+        return products_R / math.sqrt(float(sums_3P[2].sum() * squares_P.sum()))
     known_RP, ranks_RP, squares_RP = (values_N[cells_RP] for values_N in flat_3N)
     num = known_RP @ sums_3P[0]
     first, second = known_RP @ sums_3P[1], ranks_RP @ sums_3P[0]

@@ -6,6 +6,8 @@ values (no token, expert never used) are NaN.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr, rel_entr
@@ -13,39 +15,42 @@ from scipy.special import entr, rel_entr
 from moescope.measures.constants import COVERAGE
 
 Floats = NDArray[np.float64]
+Numbers = NDArray[Any]
+"""Counts, or sums of reals."""
 
 
-def ratio(numerator: NDArray, denominator: NDArray) -> Floats:
+def ratio(numerator: Numbers, denominator: Numbers) -> Floats:
     """`numerator / denominator` in float64, NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(numerator, denominator)
     quotient = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    return quotient
 
 
-def normalized_usage_entropy(counts_E: NDArray) -> Floats:
+def normalized_usage_entropy(counts_E: Numbers) -> Floats:
     """`-Σ_e q_e ln q_e / ln E` with `q_e = N_e / Σ N_e`: 1 for uniform load, 0 if one expert has it all."""
     shares_E = ratio(counts_E, counts_E.sum(axis=-1, keepdims=True))
     return ratio(entr(shares_E).sum(axis=-1), np.log(counts_E.shape[-1]))
 
 
-def coefficient_of_variation(counts_E: NDArray) -> Floats:
+def coefficient_of_variation(counts_E: Numbers) -> Floats:
     """Standard deviation of `N_e` over experts (divided by n, not n - 1) divided by their mean."""
     return ratio(counts_E.std(axis=-1), counts_E.mean(axis=-1))
 
 
-def gini(counts_E: NDArray) -> Floats:
+def gini(counts_E: Numbers) -> Floats:
     """`Σ_i Σ_j |N_i - N_j| / (2 E Σ N_e)`: 0 for uniform load, (E - 1) / E if one expert has it all."""
     num_experts = counts_E.shape[-1]
     ranks_E = 2 * np.arange(1, num_experts + 1) - num_experts - 1
     return ratio((np.sort(counts_E, axis=-1) * ranks_E).sum(axis=-1), num_experts * counts_E.sum(axis=-1))
 
 
-def max_violation(counts_E: NDArray) -> Floats:
+def max_violation(counts_E: Numbers) -> Floats:
     """MaxVio, `max_e N_e / mean_e N_e - 1` (Wang et al. 2024, arXiv 2408.15664): 0 for uniform load."""
     return ratio(counts_E.max(axis=-1), counts_E.mean(axis=-1)) - 1
 
 
-def auxiliary_loss(counts_E: NDArray, probability_sums_E: NDArray, num_tokens: NDArray) -> Floats:
+def auxiliary_loss(counts_E: Numbers, probability_sums_E: Numbers, num_tokens: Numbers) -> Floats:
     """`E Σ_e (N_e / N) P_e`, `P_e` the mean router probability: K when balanced.
 
     Switch Transformer's loss (arXiv 2101.03961, eq. 4) without its factor alpha, for K experts as in transformers, but
@@ -57,7 +62,7 @@ def auxiliary_loss(counts_E: NDArray, probability_sums_E: NDArray, num_tokens: N
     return np.where(probability_sums_E.sum(axis=-1) > 0, losses, np.nan)
 
 
-def divergence(counts_DE: NDArray, tokens_D: NDArray) -> Floats:
+def divergence(counts_DE: Numbers, tokens_D: Numbers) -> Floats:
     """Jensen-Shannon divergence, bits, between each expert's distribution over domains and its layer's.
 
     `JS(p, q) = KL(p ‖ m) / 2 + KL(q ‖ m) / 2`, `m = (p + q) / 2`, with `p_d = N_ed / N_e` and `q_d = N_d / N`; 0 to 1.
@@ -65,19 +70,23 @@ def divergence(counts_DE: NDArray, tokens_D: NDArray) -> Floats:
     experts_DE = ratio(counts_DE, counts_DE.sum(axis=-2, keepdims=True))
     layer_D1 = ratio(tokens_D, tokens_D.sum(axis=-1, keepdims=True))[..., None]
     middle_DE = (experts_DE + layer_D1) / 2
-    return (rel_entr(experts_DE, middle_DE) + rel_entr(layer_D1, middle_DE)).sum(axis=-2) / (2 * np.log(2))
+    nats_E = (rel_entr(experts_DE, middle_DE) + rel_entr(layer_D1, middle_DE)).sum(axis=-2)
+    bits_E: Floats = nats_E / (2 * np.log(2))
+    return bits_E
 
 
-def mutual_information(counts_DE: NDArray) -> Floats:
+def mutual_information(counts_DE: Numbers) -> Floats:
     """`I(expert; domain) = Σ_ed p_ed log2(p_ed / (p_e p_d))`, bits, over token-expert assignments."""
     joint_DE = ratio(counts_DE, counts_DE.sum(axis=(-2, -1), keepdims=True))
     independent_DE = joint_DE.sum(axis=-2, keepdims=True) * joint_DE.sum(axis=-1, keepdims=True)
-    return rel_entr(joint_DE, independent_DE).sum(axis=(-2, -1)) / np.log(2)
+    bits: Floats = rel_entr(joint_DE, independent_DE).sum(axis=(-2, -1)) / np.log(2)
+    return bits
 
 
-def domain_entropy(tokens_D: NDArray) -> Floats:
+def domain_entropy(tokens_D: Numbers) -> Floats:
     """`H(domain) = -Σ_d (N_d / N) log2(N_d / N)`, bits."""
-    return entr(ratio(tokens_D, tokens_D.sum(axis=-1, keepdims=True))).sum(axis=-1) / np.log(2)
+    bits: Floats = entr(ratio(tokens_D, tokens_D.sum(axis=-1, keepdims=True))).sum(axis=-1) / np.log(2)
+    return bits
 
 
 def lift(specialization_DE: Floats) -> Floats:

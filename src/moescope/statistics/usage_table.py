@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moescope.measures import usage as measures
 from moescope.measures.constants import MIN_DOCUMENTS
+from moescope.measures.usage import Numbers
 
 OLMOE = "Muennighoff et al. 2024, OLMoE (arXiv 2409.02060)"
 INTERVAL = f"95 % percentile interval of a Poisson bootstrap over documents; NaN under {MIN_DOCUMENTS} documents"
@@ -120,7 +121,7 @@ def usage_table(counted: UsageCounts) -> xr.Dataset:
         The dataset; each variable has `units` and `definition` in its attrs, and `source` where it has one in the
         literature.
     """
-    values: dict[str, NDArray] = {
+    values: dict[str, Numbers] = {
         "num_tokens": counted.tokens_LHD.sum(axis=1),
         "num_documents": counted.documents_LHD.sum(axis=1),
         "num_selected": counted.counts_LHDE.sum(axis=1),
@@ -150,14 +151,14 @@ def usage_table(counted: UsageCounts) -> xr.Dataset:
     )
 
 
-def _add_shares(values: dict[str, NDArray], prefix: str, counts_LDE: NDArray, tokens_LD: NDArray) -> None:
+def _add_shares(values: dict[str, Numbers], prefix: str, counts_LDE: Numbers, tokens_LD: Numbers) -> None:
     specialization_LDE = measures.ratio(counts_LDE, tokens_LD[..., None])
     values[f"{prefix}selection_frequency"] = measures.ratio(counts_LDE.sum(axis=1), tokens_LD.sum(axis=1)[:, None])
     values[f"{prefix}domain_specialization"] = specialization_LDE
     values[f"{prefix}lift"] = measures.lift(specialization_LDE)
 
 
-def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
+def _add_load(values: dict[str, Numbers], probabilities_LDE: Numbers) -> None:
     for suffix, probabilities in (("", probabilities_LDE), ("_all", probabilities_LDE.sum(axis=1))):
         counts, tokens = values[f"num_selected{suffix}"], values[f"num_tokens{suffix}"]
         values[f"normalized_usage_entropy{suffix}"] = measures.normalized_usage_entropy(counts)
@@ -168,7 +169,7 @@ def _add_load(values: dict[str, NDArray], probabilities_LDE: NDArray) -> None:
         values[f"auxiliary_loss{suffix}"] = measures.auxiliary_loss(counts, probabilities, tokens)
 
 
-def _add_intervals(values: dict[str, NDArray], counted: UsageCounts) -> None:
+def _add_intervals(values: dict[str, Numbers], counted: UsageCounts) -> None:
     """Intervals of all documents and of half 1, layer by layer: replicates of all layers at once take too much."""
     names = ("selection_frequency", "domain_specialization", "lift")
     values["selection_half_lift_ci_low"] = np.full(values["lift"].shape, np.nan)
@@ -187,7 +188,7 @@ def _add_intervals(values: dict[str, NDArray], counted: UsageCounts) -> None:
                     ends[layer] = np.where(known, bound, np.nan)
 
 
-def _replicates(counts_HDRE: NDArray, tokens_HDR: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+def _replicates(counts_HDRE: Numbers, tokens_HDR: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     """Selection frequency (R, E), domain specialization and lift (R, D, E) of each replicate of some halves."""
     counts_RDE = counts_HDRE.sum(axis=0, dtype=np.int64).swapaxes(0, 1)
     tokens_RD = tokens_HDR.sum(axis=0).T
@@ -196,7 +197,7 @@ def _replicates(counts_HDRE: NDArray, tokens_HDR: NDArray) -> tuple[NDArray, NDA
     return frequency_RE, specialization_RDE, measures.lift(specialization_RDE)
 
 
-def _add_nulls(values: dict[str, NDArray], counted: UsageCounts) -> None:
+def _add_nulls(values: dict[str, Numbers], counted: UsageCounts) -> None:
     values["divergence"] = measures.divergence(values["num_selected"], values["num_tokens"])
     values["mutual_information"] = measures.mutual_information(values["num_selected"])
     values["domain_entropy"] = measures.domain_entropy(values["num_tokens"])
@@ -260,7 +261,7 @@ def _describe(name: str) -> dict[str, str]:
     return {"units": units, "definition": definition} | ({"source": source} if source else {})
 
 
-def _attrs(counted: UsageCounts, documents_LD: NDArray) -> dict[str, object]:
+def _attrs(counted: UsageCounts, documents_LD: Numbers) -> dict[str, object]:
     few = [
         domain
         for domain, documents in zip(counted.domains, documents_LD.min(axis=0, initial=2**62), strict=True)

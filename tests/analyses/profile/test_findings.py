@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from moescope.analyses import words
 from moescope.analyses.finding import find
-from moescope.report import words
 from tests.report.folders import results
 from tests.report.reading import denies, names, unsaid
 

@@ -157,7 +157,7 @@ def compare(
         top=top,
         seed=seed,
     )
-    options = {"generate": generate, "top": top, "controls": controls}
+    options: dict[str, Any] = {"generate": generate, "top": top, "controls": controls}
     if command_line is not None:
         options["command_line"] = command_line
     seconds = {"pass_seconds": pass_seconds, "total_seconds": time.perf_counter() - started}

@@ -230,7 +230,7 @@ class ProfileMaker:
             return None
         measure = str(self.attrs[f"{name}_measure"])
         measures = [key.removeprefix(f"{name}_") for key in self.arrays if key.startswith(f"{name}_")]
-        others = [key for key in measures if key not in ("expert", measure, f"{measure}_low", f"{measure}_high")]
+        others = [key for key in measures if key not in ("expert", measure, f"{measure}_ci_low", f"{measure}_ci_high")]
         return schema.Neighbors(
             measure=measure,
             definition=str(self.attrs[f"{name}_definition"]),
@@ -238,8 +238,8 @@ class ProfileMaker:
                 schema.Neighbor(
                     expert=int(self._at(f"{name}_expert", (*at, place))),
                     similarity=_rounded(self._at(f"{name}_{measure}", (*at, place))),
-                    ci_low=self._number(f"{name}_{measure}_low", (*at, place)),
-                    ci_high=self._number(f"{name}_{measure}_high", (*at, place)),
+                    ci_low=self._number(f"{name}_{measure}_ci_low", (*at, place)),
+                    ci_high=self._number(f"{name}_{measure}_ci_high", (*at, place)),
                     others={
                         key: value
                         for key in others

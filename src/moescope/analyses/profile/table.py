@@ -224,7 +224,7 @@ def outputs_neighbors_part(similarity: xr.Dataset) -> xr.Dataset:
     """The nearest experts of each by output on the same tokens, by debiased CKA."""
     name, measure = "nearest_by_output", "cka"
     variables = nearest(similarity[measure].values, name, "highest debiased CKA of outputs on the same tokens")
-    for key in (measure, f"{measure}_low", f"{measure}_high", "cosine", "centered_cosine"):
+    for key in (measure, f"{measure}_ci_low", f"{measure}_ci_high", "cosine", "centered_cosine"):
         values = picked(similarity[key].values, variables[f"{name}_expert"][1])
         variables[f"{name}_{key}"] = ((*PAIR, "neighbor"), values, dict(similarity[key].attrs))
     definition = similarity[measure].attrs["definition"]
