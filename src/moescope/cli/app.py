@@ -46,14 +46,19 @@ def build() -> App:
         ("intervene", "Intervention: what scaling or ablating experts does to the next tokens of a prompt.", CAUSES),
     ]
     for name, summary, group in commands:
-        module = name if name in OWN_MODULES else "questions"
-        app.command(f"moescope.cli.{module}:{name}", name=name, help=summary, group=group, help_epilogue="")
+        app.command(f"moescope.cli.commands:{name}", name=name, help=summary, group=group)
     return app
 
 
-def new_app(name: str, text: str) -> App:
-    """An application that speaks our way: plain text, keyword options, no invented negative flags."""
-    app = App(
+def new_app(name: str, text: str | None, *, kind: type[App] = App) -> App:
+    """An application with our conventions: plain text, keyword options, no invented negative flags.
+
+    Args:
+        name: The command.
+        text: Its help; None: the docstring of the function that it runs.
+        kind: Class of the application.
+    """
+    app = kind(
         name=name,
         help=text,
         help_format="markdown",
@@ -61,6 +66,7 @@ def new_app(name: str, text: str) -> App:
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
         # Ctrl-C is handled where all errors are.
         suppress_keyboard_interrupt=False,
+        help_epilogue="",
     )
     for flag in ("--help", "--version"):
         app[flag].group = (GLOBAL,)

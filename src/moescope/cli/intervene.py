@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from moescope.analyses.intervention.study import Study
     from moescope.interventions import Change
 
-PROMPT = Group.create_ordered("Prompt")
-CHANGE = Group.create_ordered("Change")
-READING = Group.create_ordered("Reading")
+PROMPT = Group("Prompt", sort_key=-3)
+CHANGE = Group("Change", sort_key=-2)
+READING = Group("Reading", sort_key=-1)
 SWEEP = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 

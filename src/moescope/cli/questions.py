@@ -20,14 +20,6 @@ if TYPE_CHECKING:
     from moescope.analyses.base import Analysis
 
 
-def __getattr__(name: str) -> Callable[..., None]:
-    """The command of the question of that name (PEP 562), so that the application can name it without importing it."""
-    for entry in registry.entries():
-        if entry.name == name:
-            return question(entry)
-    raise AttributeError(name)
-
-
 def question(
     entry: registry.Entry,
     *,

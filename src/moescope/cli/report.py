@@ -5,20 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from moescope.cli.capture import print_summary, run_analyses
-from moescope.cli.options import RUN, CaptureOptions
+from moescope.cli.options import CaptureOptions
 from moescope.cli.terminal import quiet, working
 from moescope.errors import UsageError
+
+REPORT = Group("Report", sort_key=-1)
 
 
 def report(
     *,
     options: CaptureOptions | None = None,
-    analyses: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=RUN)] = None,
-    skip: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=RUN)] = None,
-    existing: Annotated[Path | None, Parameter(name="--from", group=RUN)] = None,
+    analyses: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=REPORT)] = None,
+    skip: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=REPORT)] = None,
+    existing: Annotated[Path | None, Parameter(name="--from", group=REPORT)] = None,
 ) -> None:
     """Answer every question in one pass and write a page about it.
 

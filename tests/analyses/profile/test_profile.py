@@ -146,7 +146,8 @@ def test_an_expert_no_token_chose_says_so_and_can_be_drawn(model, corpus, tmp_pa
         found = moescope.capture(model, corpus, [Profile(experts=tuple(range(8)))], 600, layers=[1], predictions=True)
     finally:
         router.weight.data.copy_(before)
-    profiles = {p.expert: p for p in map(ExpertProfile.model_validate_json, [text for path, text in found.files.items() if path.startswith(FOLDER)])}
+    texts = [text for path, text in found.files.items() if path.startswith(FOLDER)]
+    profiles = {p.expert: p for p in map(ExpertProfile.model_validate_json, texts)}
     unused = [expert for expert, profile in profiles.items() if profile.usage.num_selected == 0]
     assert unused == never
     assert unused, "the planted row was chosen after all"

@@ -1,0 +1,37 @@
+"""Each command as an application of its own, made when it is called: `moescope --help` imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+
+from cyclopts import App
+
+from moescope.analyses import registry
+from moescope.cli.app import OWN_MODULES, new_app
+from moescope.cli.questions import question
+
+
+class Command(App):
+    """An application whose help page keeps the docstring of its function: cyclopts puts the line of the overview there."""
+
+    @property
+    def help(self) -> str:
+        """The function's docstring."""
+        return self.default_command.__doc__ or "" if self.default_command is not None else ""
+
+    @help.setter
+    def help(self, value: str | None) -> None:
+        """Keeps the docstring."""
+
+
+def __getattr__(name: str) -> App:
+    """The command of that name (PEP 562)."""
+    if name in OWN_MODULES:
+        command = getattr(importlib.import_module(f"moescope.cli.{name}"), name)
+    elif name in registry.names():
+        command = question(registry.entry(name))
+    else:
+        raise AttributeError(name)
+    app = new_app(name, None, kind=Command)
+    app.default(command)
+    return app
