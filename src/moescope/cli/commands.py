@@ -12,7 +12,7 @@ from moescope.cli.questions import question
 
 
 class Command(App):
-    """An application whose help page keeps the docstring of its function: cyclopts puts the line of the overview there."""
+    """An application whose help page keeps its function's docstring, where cyclopts puts the line of the overview."""
 
     @property
     def help(self) -> str:

@@ -86,7 +86,7 @@ def heatmap(
         matrix: (rows, columns); NaN where there is none.
         label: Of the color bar, with its unit.
         rows: Label of each row; None: its index. Thinned where there is no room for all.
-        columns: Label of each column; None: its index. Words are turned upright.
+        columns: Label of each column; None: its index. Words are set upright.
         xlabel: Name of the horizontal axis.
         ylabel: Name of the vertical axis.
         title: Above the axes.

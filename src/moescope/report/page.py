@@ -69,13 +69,13 @@ def write(folder: str | Path) -> Path:
 
 
 def title(results: Results) -> str:
-    """What the page is about."""
+    """The page's heading."""
     manifest = results.manifest
     experts = f"{manifest.num_experts * len(manifest.layers):,} experts of {manifest.model}"
     kinds = len(manifest.domains)
     if manifest.corpus is None:
-        return f"What {experts} are"
-    return f"What {experts} do on {kinds} kinds of text" if kinds > 1 else f"What {experts} do on {manifest.corpus}"
+        return f"Weights of {experts}"
+    return f"{experts}, {kinds} domains" if kinds > 1 else f"{experts} on {manifest.corpus}"
 
 
 def lede(results: Results) -> str:

@@ -237,7 +237,7 @@ class StatisticalLabel(_Part):
 
 
 class ExpertProfile(_Part):
-    """One expert: who it is, on which text that was seen, what it takes, what it puts out, what it is for."""
+    """One expert: its sample, the domains and tokens routed to it, its output, its effect when ablated."""
 
     schema_version: Literal["1.0"] = SCHEMA_VERSION
     moescope_version: str

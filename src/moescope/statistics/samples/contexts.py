@@ -1,4 +1,4 @@
-"""Where each expert puts out most: the n contexts with the largest weighted output, with the text around them.
+"""Top contexts of each expert: the n tokens with the largest weighted output, with the text around them.
 
 An expert adds `w_te o_e(x_t)` to the residual stream for token t; what is ranked here is how long that is, `w ‖o‖`.
 """
