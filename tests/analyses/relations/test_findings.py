@@ -80,7 +80,9 @@ def test_a_section_of_their_own(tmp_path):
     frame = pd.DataFrame([relations("similarity.cka", "coactivation.lift", 0.5)])
     tables = {"weights": weights(), "weights_pairs": weights(), "weights_by_rank": weights(), "relations_pooled": frame}
     tables["relations"] = frame
-    folder = write(tmp_path / "run", tables, ("relations", "weights_layer_7"), analyses=["distributions", "weights"])
+    folder = write(
+        tmp_path / "run", tables, ("relations", "weights_layer_7"), analyses=["distributions", "weights", "relations"]
+    )
     found = {section.name: section for section in sections(type(results({})).read(folder))}
     assert [table.name for table in found["weights"].tables] == ["weights", "weights_pairs"]
     assert [table.name for table in found["distributions"].tables] == ["weights_by_rank"]

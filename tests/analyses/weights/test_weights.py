@@ -65,7 +65,7 @@ def test_without_a_corpus_only_questions_about_weights(model: MoEModel) -> None:
     with pytest.raises(UsageError, match=r"entropy .*text"):
         moescope.capture(model, None, ["weights", "entropy"])
     run = moescope.capture(model, None, layers=[0])
-    assert list(run.analyses) == ["weights"]
+    assert list(run.analyses) == ["weights", "relations"]
     assert any(note.startswith("entropy was left out") for note in run.manifest.notes)
 
 
