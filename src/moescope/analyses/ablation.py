@@ -18,6 +18,7 @@ from moescope.interventions.atlas import Documents, Means, domain_means
 from moescope.interventions.controls import NUM_CONTROLS, USAGE_TOKENS, count_usage, matched_draws
 from moescope.interventions.losses import check_complete
 from moescope.interventions.rerun import keep
+from moescope.models.token_text import num_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,28 +245,9 @@ def _measured(
         "predicted": by_row((tokens.next_token_ids_T >= 0).long()),
         "selected": by_row(hit_T.long()),
         "losses": kept.losses_BS.double().sum(1).cpu().numpy(),
-        "bytes": _bytes(model.tokenizer, kept.next_BS.cpu().numpy()),
+        "bytes": num_bytes(model.tokenizer, kept.next_BS.cpu().numpy()),
         "effects": effects_BP.cpu().numpy(),
     }
-
-
-def _bytes(tokenizer: Any, next_BS: NDArray[np.int64]) -> NDArray[np.int64]:
-    """UTF-8 bytes of the text that each row's predicted tokens are.
-
-    A byte-level tokenizer's pieces have one character a byte. Others are decoded; a character of which only a part was
-    predicted counts as three bytes.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    byte_level = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
-    counts = []
-    for next_S in next_BS:
-        ids = next_S[next_S >= 0].tolist()
-        if byte_level:
-            counts.append(sum(len(piece) for piece in tokenizer.convert_ids_to_tokens(ids)))
-        else:
-            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            counts.append(len(text.encode()))
-    return np.array(counts, dtype=np.int64)
 
 
 def _ratio(above: float, below: float) -> float:
