@@ -109,20 +109,16 @@ def _of_mapping(source: Mapping[Any, Any], fields: dict[str, str | None]) -> Cor
             "the mapping given has no entries" if not source else "the mapping given has keys that are no names",
             expected="lists of texts by the names of their domains",
         )
-    by_domain = {
-        domain: [some] if isinstance(some, str | os.PathLike) else in_order(some) for domain, some in source.items()
-    }
-    wrong = [
-        f"{domain} ({type(some).__name__})"
-        for domain, some in source.items()
-        if not isinstance(some, str | os.PathLike)
-        and not in_order(some)
-        and not (isinstance(some, Sequence) and not some)
-    ]
+    by_domain: dict[str, list[Any]] = {}
+    for domain, some in source.items():
+        # One text, or one path, may stand for itself.
+        items = [some] if isinstance(some, str | os.PathLike) else in_order(some)
+        wrong = [item for item in items if not isinstance(item, str | os.PathLike)]
+        if wrong or not (items or isinstance(some, list | tuple)):
+            kind = f"a list with {type(wrong[0]).__name__} in it" if wrong else type(some).__name__
+            raise UsageError(f"domain {shown(domain)!r} of the mapping given is {kind}", expected=EXPECTED)
+        by_domain[domain] = items
     items = [item for some in by_domain.values() for item in some]
-    if wrong or not all(isinstance(item, str | os.PathLike) for item in items):
-        wrong = wrong or sorted({type(item).__name__ for item in items if not isinstance(item, str | os.PathLike)})
-        raise UsageError(f"the mapping given holds what is no list of texts: {listed(wrong)}", expected=EXPECTED)
     if any(isinstance(item, os.PathLike) for item in items):
         if fields["domain_field"] is not None:
             raise UsageError("both paths by domain and a domain_field are given", remedy="leave one of them out")

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from moescope.errors import ModelError, UsageError
 from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
-from moescope.models.layout import Layout, no_such_layer
+from moescope.models.layout import Layout, from_the_end, no_such_layer
 from moescope.models.listening import RecordMaker
 from moescope.models.routers import RouterFacts, RouterRule
 from moescope.models.seam import LayerSeam, StopForward, hooked
@@ -239,14 +239,14 @@ class MoEModel:
         return [int(expert) for expert in experts]
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        """Layers to look at, ascending, each once; None means all that are loaded.
+        """Layers to look at, ascending, each once; None means all that are loaded, -1 the model's last block.
 
         Raises:
             UsageError: A layer that is not loaded or is no MoE layer; lists those that are.
         """
         if layers is None:
             return list(self.layers)
-        chosen = sorted({int(layer) for layer in layers})
+        chosen = sorted(set(from_the_end(layers, self.num_blocks)))
         unknown = [layer for layer in chosen if layer not in self.layers]
         if unknown or not chosen:
             raise no_such_layer(unknown, self.layers, self.name)

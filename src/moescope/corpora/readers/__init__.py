@@ -62,8 +62,8 @@ COLUMNS = (".parquet", ".arrow")
 
 _PACKED = {*PROSE, *CODE, *JSON_LINES, *JSON_VALUES, *DELIMITED}
 FORMATS = (
-    f"{', '.join([*PROSE[:2], *JSON_LINES[:1], *JSON_VALUES, *DELIMITED])}, source code and other plain text (.py, .tex, "
-    f".html, ...), each also with .gz or .zst; {', '.join(COLUMNS)}"
+    f"{', '.join([*PROSE[:2], *JSON_LINES[:1], *JSON_VALUES, *DELIMITED])}, source code and other plain text "
+    f"(.py, .tex, .html, ...), each also with .gz or .zst; {', '.join(COLUMNS)}"
 )
 
 
