@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moescope.corpora.document import MAX_RECORD_BYTES
 from moescope.corpora.problems import Problems
 from moescope.corpora.readers import json_lines
 from moescope.corpora.readers.opening import lines, open_bytes
 
-_CHUNK = 2**16
-
-# What a string goes on with, what changes the depth outside of strings, and where a value begins.
-_IN_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
-_STRUCTURE = re.compile(rb'["\[\]{}]')
-_BEGINNING = re.compile(rb"[^\s,]")
-_SCALAR_END = re.compile(rb"[\s,\]]")
+_CHUNK = 2**18
 
 # Lines looked at to tell one object a line from objects over several lines.
 _SNIFFED_LINES = 10
@@ -63,90 +59,81 @@ class _Splitter:
     """Finds where values begin and end; keeps no more than one of them, and of that no more than is allowed."""
 
     def __init__(self) -> None:
-        self.value = bytearray()
-        self.too_long = False
-        self.depth = 0
-        self.in_value = self.in_string = self.escaped = self.in_array = False
-
-    def keep(self, part: bytes) -> None:
-        self.too_long |= len(self.value) + len(part) > MAX_RECORD_BYTES
-        if self.too_long:
-            self.value.clear()
-        else:
-            self.value += part
-
-    def take(self) -> bytes | None:
-        value = None if self.too_long else bytes(self.value)
-        self.value.clear()
-        self.too_long = self.in_value = self.in_string = self.escaped = False
-        self.depth = 0
-        return value
+        self.kept = bytearray()
+        self.too_long = self.in_string = self.escaped = self.lost = False
+        self.depth = self.base = 0
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        position = start = 0
-        while position < len(chunk):
-            if not self.in_value:
-                position = start = self._begin(chunk, position)
-                continue
-            position, ended = self._go_on(chunk, position)
-            if ended:
-                self.keep(chunk[start:position])
-                yield self.take()
-        if self.in_value:
-            self.keep(chunk[start:])
+        """Yields the values that end in this part of the file, and what lies between values and is not blank."""
+        bytes_n = np.frombuffer(chunk, dtype=np.uint8)
+        steps_n = self._steps(bytes_n)
+        depths_n = self.depth + np.cumsum(steps_n)
+        start = 0
+        # Deeper brackets neither begin nor end a value of an array, or one beside others.
+        for position in np.flatnonzero((steps_n != 0) & (depths_n - (steps_n > 0) <= 1)).tolist():
+            depth, opens = int(depths_n[position]), steps_n[position] > 0
+            if opens and depth == self.base + 1:
+                self._keep(chunk[start:position])
+                yield from self._take(blank=False)
+                start = position
+                if depth == 1 and chunk[position] == ord("["):
+                    self.base, start = 1, position + 1
+            elif not opens and depth == self.base:
+                self._keep(chunk[start : position + 1])
+                yield from self._take()
+                start = position + 1
+            elif not opens and depth < self.base:
+                self._keep(chunk[start:position])
+                yield from self._take(blank=False)
+                self.base, start = 0, position + 1
+            if depth < 0:
+                self.lost = True
+                return
+        self._keep(chunk[start:])
+        self.depth = int(depths_n[-1])
 
-    def _begin(self, chunk: bytes, position: int) -> int:
-        """Where the next value begins, past what lies between values."""
-        found = _BEGINNING.search(chunk, position)
-        if found is None:
-            return len(chunk)
-        position = found.start()
-        if chunk[position] == ord("]"):
-            self.in_array = False
-            return position + 1
-        if chunk[position] == ord("[") and not self.in_array:
-            self.in_array = True
-            return position + 1
-        self.in_value = True
-        return position
+    def rest(self) -> Iterator[bytes | None]:
+        """What is left where the file ends."""
+        yield from self._take(blank=False)
 
-    def _go_on(self, chunk: bytes, position: int) -> tuple[int, bool]:
-        """The next place that matters inside a value, and whether the value ends there."""
-        if self.escaped:
-            self.escaped = False
-            return position + 1, False
-        if self.in_string:
-            found = _IN_STRING.match(chunk, position)
-            end = found.end() if found else position
-            if end == len(chunk):
-                return end, False
-            self.escaped = chunk[end] == ord("\\")
-            self.in_string = self.escaped
-            return end + 1, not self.in_string and self.depth == 0
-        if self.depth == 0 and chunk[position] not in b'"[{':
-            found = _SCALAR_END.search(chunk, position)
-            return (len(chunk), False) if found is None else (found.start(), True)
-        found = _STRUCTURE.search(chunk, position)
-        if found is None:
-            return len(chunk), False
-        byte = found.group()
-        if byte == b'"':
-            self.in_string = True
+    def _steps(self, bytes_n: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """+1 at each bracket that opens, -1 at each that closes, outside of strings."""
+        places_n = np.arange(len(bytes_n))
+        # A quote is escaped by an odd number of backslashes before it, which may begin in the part before.
+        other_n = np.where(bytes_n != ord("\\"), places_n, -1 - self.escaped)
+        before_n = np.concatenate([[-1 - self.escaped], np.maximum.accumulate(other_n)])
+        odd_n = (np.arange(len(bytes_n) + 1) - 1 - before_n) % 2 == 1
+        in_string_n = (np.cumsum((bytes_n == ord('"')) & ~odd_n[:-1]) + self.in_string) % 2 == 1
+        opens_n = (bytes_n == ord("[")) | (bytes_n == ord("{"))
+        closes_n = (bytes_n == ord("]")) | (bytes_n == ord("}"))
+        self.escaped, self.in_string = bool(odd_n[-1]), bool(in_string_n[-1])
+        return np.where(in_string_n, 0, opens_n.astype(np.int64) - closes_n)
+
+    def _keep(self, part: bytes) -> None:
+        self.too_long |= len(self.kept) + len(part) > MAX_RECORD_BYTES
+        if self.too_long:
+            self.kept.clear()
         else:
-            self.depth += 1 if byte in b"[{" else -1
-        return found.end(), byte in b"]}" and self.depth <= 0
+            self.kept += part
+
+    def _take(self, *, blank: bool = True) -> Iterator[bytes | None]:
+        if self.too_long:
+            yield None
+        elif blank or self.kept.strip(b" \t\r\n,"):
+            yield bytes(self.kept)
+        self.kept.clear()
+        self.too_long = False
 
 
 def values(file: IO[bytes]) -> Iterator[bytes | None]:
     """Yields the bytes of each value of an array, or of values one after another; None for one that is too long.
 
     Memory is bounded by `MAX_RECORD_BYTES`, however long the file, a value or an array is. What is broken comes as a
-    value that can't be parsed.
+    value that can't be parsed; where a bracket closes that was not opened, the rest is not read.
     """
     splitter = _Splitter()
     first = True
-    while chunk := file.read(_CHUNK):
+    while (chunk := file.read(_CHUNK)) and not splitter.lost:
         yield from splitter.feed(chunk.removeprefix(b"\xef\xbb\xbf") if first else chunk)
         first = False
-    if splitter.in_value:
-        yield splitter.take()
+    yield from splitter.rest()
