@@ -32,7 +32,7 @@ TYPED_COUNTS = {
     "100,000": 100_000,
     "100_000": 100_000,
 }
-REFUSED_COUNTS = ["many", "1.5", "1e-3", "0.0001k", "1e99", "1e16", "nan", "inf", "0x10", "k", "-5", "0", "-1k", "9" * 40]
+REFUSED_COUNTS = ["many", "1.5", "1e-3", "0.0001k", "1e99", "1e16", "nan", "inf", "0x10", "k", "-5", "0", "9" * 40]
 
 
 def parsed(*words: str) -> CaptureOptions:

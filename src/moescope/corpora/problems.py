@@ -23,7 +23,11 @@ KINDS = {
         "row groups that expand to more than 500 times their size",
         "skipped",
     ),
-    "unclosed": ("file with a quote that is not closed", "files with quotes that are not closed", "read only so far"),
+    "unclosed": (
+        "file with a quote or bracket that is not closed",
+        "files with quotes or brackets that are not closed",
+        "read only so far",
+    ),
     "same_column": ("column named like another", "columns named like others", "skipped"),
     "no_text": ("record without text in the text field", "records without text in the text field", "skipped"),
     "no_domain": ("record without a domain", "records without a domain in the domain field", "skipped"),
