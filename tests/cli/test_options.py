@@ -67,3 +67,8 @@ def test_numbers_may_be_typed_as(typed: str):
 def test_numbers_that_are_none(typed: str):
     with pytest.raises(CycloptsError):
         parsed("--num-tokens", typed)
+
+
+@pytest.mark.parametrize("words", [("--corpus", "-"), ("--corpus=-",), ("--corpus", "-", "--seed", "1")])
+def test_the_corpus_may_be_standard_input(words):
+    assert parsed(*words).corpus == "-"

@@ -118,7 +118,7 @@ class ModelOptions(ModelChoice):
 class TextOptions:
     """Which text, and how much of it."""
 
-    corpus: Annotated[str, Parameter(group=TEXT)] = "embedded"
+    corpus: Annotated[str, Parameter(allow_leading_hyphen=True, group=TEXT)] = "embedded"
     """Text to run through the model: embedded (22 domains, ships with moescope); a folder, whose sub-folders are the
     domains (.txt, .md and other plain text, .jsonl, .json, .csv, .tsv, each also .gz or .zst; .parquet, .arrow); one
     such file; - for standard input; a preset (pile, c4); or a Hugging Face dataset id, which is streamed."""

@@ -247,7 +247,8 @@ class Sampler:
         start = draw % (usable - length + 1)
         if document.messages and (counted := np.flatnonzero(~fixed[:usable])).size:
             # Of a conversation in which one side says little, a window anywhere might hold none of it.
-            start = min(int(counted[draw % len(counted)]), usable - length)
+            first = counted[draw % max(1, len(counted) - length + 1)]
+            start = min(int(first), usable - length)
         positions = start + np.flatnonzero(~fixed[start : start + length])
         if len(positions) > left:
             positions = positions[:left]

@@ -69,7 +69,11 @@ class Walk:
 
     def _leads_on(self, path: Path) -> bool:
         """Whether a folder is to be read here: a link to what is read at its own place is not followed."""
-        if not path.is_symlink():
+        try:
+            if not path.is_symlink():
+                return True
+        except OSError:
+            # Its path is too long; that is counted where it can't be opened.
             return True
         real = Path(os.path.realpath(path))
         if real.is_relative_to(self.root) or self.root.is_relative_to(real):

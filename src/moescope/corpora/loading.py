@@ -76,7 +76,8 @@ def load_corpus(
         UsageError: An argument of another type.
     """
     _check_types(text_field=text_field, domain_field=domain_field, config=config, split=split, revision=revision)
-    if domains is not None and (isinstance(domains, str) or not all(isinstance(one, str) for one in in_order(domains))):
+    names = in_order(domains)
+    if domains is not None and (not all(isinstance(name, str) for name in names) or not (names or domains == [])):
         raise UsageError(f"domains is {domains!r}", expected="a list of names of domains")
     if num_domains is not None and (not isinstance(num_domains, int) or isinstance(num_domains, bool)):
         raise UsageError(f"num_domains is {num_domains!r}", expected="a positive whole number")
@@ -95,9 +96,9 @@ def load_corpus(
     elif (path := existing(source)) is not None:
         corpus = _of_path(path, fields, split)
     else:
-        corpus = _of_name(source, fields, domains, {"config": config, "split": split, "revision": revision})
+        corpus = _of_name(source, fields, names, {"config": config, "split": split, "revision": revision})
     if domains is not None:
-        corpus = corpus.only(domains)
+        corpus = corpus.only(names)
     return corpus if num_domains is None else corpus.first(num_domains)
 
 
