@@ -133,7 +133,8 @@ def capture(
         layers: MoE layers (decoder block indices); None for all. The pass stops after the deepest.
         skip: Names of analyses to leave out of all there are.
         seed: Chooses documents, windows and replicates.
-        sequence_length: Longest window of a document, in tokens; None: what the sampling rule and the model allow.
+        sequence_length: Longest window of a document, in tokens; None: what the sampling rule and the model allow. The
+            manifest's `window` is what was taken of a document at most.
         batch_tokens: Padded tokens in a batch.
         predictions: Whether to run the whole depth for the readings that need predicted tokens. None: only if all
             layers are looked at.

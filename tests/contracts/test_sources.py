@@ -26,6 +26,9 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "jsonl.gz": lambda root: folders.write_jsonl(root / "corpus.jsonl.gz", folders.records(nested=True)),
     "jsonl.zst": lambda root: folders.write_jsonl(root / "corpus.jsonl.zst", folders.records(nested=True)),
     "parquet": lambda root: folders.write_parquet(root / "corpus.parquet", folders.records(nested=True)),
+    "json": lambda root: folders.write_json(root / "corpus.json", folders.records(nested=True)),
+    "csv": lambda root: folders.write_csv(root / "corpus.csv", folders.records(nested=True)),
+    "arrow": lambda root: folders.write_arrow(root / "corpus.arrow", folders.records(nested=True)),
     "collection": lambda root: _collection(root / "corpus"),
     "hub-parquet": lambda root: folders.write_parquet(root / "corpus.parquet", folders.records(nested=True)),
     "hub-folder": lambda root: _collection(root / "corpus"),
@@ -166,7 +169,8 @@ def test_the_fingerprint_knows_another_content(kind: str, tmp_path: Path):
     elif file.suffix == ".txt":
         file.write_text(file.read_text("utf-8").replace("a", "b"), "utf-8")
     else:
-        folders.write_jsonl(file, folders.records(nested=True)[:9])
+        writers = {".json": folders.write_json, ".csv": folders.write_csv, ".arrow": folders.write_arrow}
+        writers.get(file.suffix, folders.write_jsonl)(file, folders.records(nested=True)[:9])
     assert open_source(kind, path).fingerprint != before
 
 

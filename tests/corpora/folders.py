@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
@@ -60,6 +61,29 @@ def write_jsonl(path: Path, rows: Sequence[Mapping]) -> Path:
 def write_parquet(path: Path, rows: Sequence[Mapping], *, row_group_size: int = 4) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=row_group_size)
+    return path
+
+
+def write_json(path: Path, rows: Sequence[Mapping]) -> Path:
+    """An array of objects."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), "utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[Mapping]) -> Path:
+    """A table; a nested field is a column named by its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.json_normalize(list(rows)).to_csv(path, index=False)
+    return path
+
+
+def write_arrow(path: Path, rows: Sequence[Mapping]) -> Path:
+    """An IPC stream, as datasets writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(list(rows))
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=4)
     return path
 
 

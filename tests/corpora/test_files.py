@@ -41,12 +41,17 @@ def test_a_folder_without_sub_folders_is_one_domain(tmp_path: Path):
     folder.mkdir()
     (folder / "a.txt").write_text("one")
     folders.write_parquet(folder / "b.parquet", [{"text": "two"}])
-    (folder / "README.md").write_text("not text to read")
+    (folder / "README.md").write_text("about the data")
+    (folder / "loader.py").write_text("about the data")
+    (folder / "picture.png").write_bytes(b"png")
     (folder / ".hidden.txt").write_text("hidden")
     corpus = load_corpus(folder)
     assert corpus.domains == ("my.letters",)
     assert read(corpus)[0] == {"a.txt": "one", "b.parquet:0": "two"}
-    assert corpus.notes == ()
+    assert corpus.notes == (
+        "left out of my.letters: 2 files about the data beside it (README, scripts, and the like); "
+        "1 files of kinds that are not read (1 .png)",
+    )
 
 
 def test_files_beside_the_domains_are_left_out_and_said(tmp_path: Path):
@@ -57,7 +62,10 @@ def test_files_beside_the_domains_are_left_out_and_said(tmp_path: Path):
     (tmp_path / "corpus" / ".git" / "a.txt").write_text("hidden")
     corpus = load_corpus(tmp_path / "corpus")
     assert corpus.domains == ("alpha", "beta", "gamma")
-    assert corpus.notes == ("1 files beside the sub-folders of corpus belong to no domain: left out",)
+    assert corpus.notes == (
+        "sub-folders of corpus without a file that is read: empty (no files)",
+        "1 files beside the sub-folders of corpus belong to no domain: notes.txt",
+    )
 
 
 def test_domains_of_a_field_come_by_frequency(tmp_path: Path):
@@ -199,7 +207,7 @@ def write_damaged(root: Path, name: str, data: bytes) -> Path:
 REFUSED = {
     "nothing to read": (write_empty_folder, {}, r"has no file we can read.*ending in \.txt"),
     "another kind": (
-        lambda root: write_damaged(root, "x.csv", b"a,b"),
+        lambda root: write_damaged(root, "x.pdf", b"a,b"),
         {},
         r"is not a file we can read.*ending in \.txt",
     ),

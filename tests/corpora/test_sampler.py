@@ -90,7 +90,7 @@ def test_every_counted_token_is_the_documents_own(corpus, num_tokens, seed, sequ
         for number, text in enumerate(texts)
     }
     num_prefix, num_suffix = (1 if token else 0 for token in around)
-    window = max(128, num_tokens // len(corpus.domains) // 30)
+    window = sequence_length or max(128, min(num_tokens // len(corpus.domains) // 30, 4096))
     window = min(window, (sequence_length or 4096) - num_prefix - num_suffix)
     assert sampler.window == window
     positions_of: dict[int, list[int]] = {}
@@ -197,6 +197,40 @@ def test_the_cap_on_a_document_grows_with_its_domains_budget():
     begins = tokenizer("<|begin|>")
     assert Sampler(corpus, begins, num_tokens=3 * 5000, max_positions=64).window == 63
     assert Sampler(corpus, tokenizer(), num_tokens=10**9).window == 4096
+
+
+def test_a_sequence_length_that_is_given_wins_and_what_it_costs_is_said():
+    corpus = mixed_corpus(num_domains=2, num_documents=40, longest=900)
+    usual, _ = run(corpus, num_tokens=4000)
+    sampler, batches = run(corpus, num_tokens=4000, sequence_length=1500)
+    assert (usual.window, sampler.window) == (128, 1500)
+    longest = max(int(batch.tokens.rows_T.bincount().max()) for batch in batches)
+    assert 1000 < longest <= 1500
+    assert sampler.num_tokens_D.tolist() == usual.num_tokens_D.tolist() == [2000, 2000]
+    (message,) = sampler.warnings
+    fewest = int(sampler.num_documents_D.argmin())
+    assert f"come from {sampler.num_documents_D.sum()} documents" in message
+    assert f"(fewest: {sampler.num_documents_D[fewest]} of domain{fewest})" in message
+    assert "with at most 128 tokens of each" in message
+    # The documents are fewer than they would have been at the very least.
+    at_least = int(message.split("from ")[2].split()[0])
+    assert sampler.num_documents_D.sum() < at_least <= usual.num_documents_D.sum()
+    assert usual.warnings == []
+
+
+def test_a_sequence_length_beyond_the_model_is_said():
+    begins = tokenizer("<|begin|>")
+    sampler, _ = run(mixed_corpus(), begins, num_tokens=3000, sequence_length=2000, max_positions=256)
+    assert sampler.window == 255
+    assert "sequence_length is 2,000 and the model takes 256 tokens: at most 255 tokens" in sampler.warnings[0]
+    # One that takes nothing away is not worth a word.
+    assert run(mixed_corpus(), num_tokens=3000, sequence_length=100)[0].warnings == []
+
+
+@pytest.mark.parametrize("value", ["100", 99.5, True])
+def test_numbers_of_another_type(value):
+    with pytest.raises(UsageError, match=f"sequence_length is {value!r}"):
+        Sampler(mixed_corpus(), tokenizer(), num_tokens=300, sequence_length=value)
 
 
 def test_no_row_is_longer_than_the_model_takes():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation, Overflow
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -18,6 +20,13 @@ RUN = Group.create_ordered("Run")
 OUTPUT = Group.create_ordered("Output")
 
 AT_LEAST_ONE = validators.Number(gte=1)
+
+# A layer or a range of layers; a number with a power of ten or the letter of one.
+_LAYERS = re.compile(r"(-?\d{1,6})(?:-(\d{1,6}))?")
+_COUNT = re.compile(r"([+-]?(?:\d{1,30}\.?\d{0,30}|\.\d{1,30})(?:e[+-]?\d{1,2})?)([kmb]?)", re.IGNORECASE)
+_FACTORS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+MAX_LAYERS = 10_000
+MAX_COUNT = 10**15
 
 Count = Annotated[int | None, Parameter(validator=AT_LEAST_ONE, group=MODEL)]
 Name = Annotated[str | None, Parameter(group=TEXT)]
@@ -42,6 +51,43 @@ def choice_of(kind: Any) -> Callable[[Any, Sequence[Token]], str]:
         return given.lower()
 
     return convert
+
+
+def to_layers(_: Any, tokens: Sequence[Token]) -> list[int] | None:
+    """Layers as they are typed: `1 7 15`, `0,1`, `0-3`, `-1` (from the end), `all` (None)."""
+    words = [word for token in tokens for word in token.value.replace(",", " ").split()]
+    if not words:
+        raise ValueError("no layer was named")
+    if "all" in (word.lower() for word in words):
+        if len(words) > 1:
+            raise ValueError(f"all stands alone, and {' '.join(words)} was given")
+        return None
+    layers: list[int] = []
+    for word in words:
+        match = _LAYERS.fullmatch(word)
+        if match is None:
+            raise ValueError(f"{word} is no layer: a number (7; -1 is the last), a range (0-3) or all")
+        first = int(match[1])
+        last = int(match[2]) if match[2] else first
+        if last < first or last - first > MAX_LAYERS:
+            raise ValueError(f"{word} is no range of layers: the first number must be the smaller one")
+        layers += range(first, last + 1)
+    return layers
+
+
+def to_count(_: Any, tokens: Sequence[Token]) -> int:
+    """A whole number as it is typed: `100000`, `100_000`, `100,000`, `1e5`, `100k`, `1.5M`."""
+    given = tokens[0].value
+    match = _COUNT.fullmatch(given.replace(",", "").replace("_", ""))
+    if match is None:
+        raise ValueError(f'unable to convert "{given}" into int: write 100000, 1e5, 100k or 2M')
+    try:
+        count = Decimal(match[1]) * _FACTORS[match[2].lower()]
+    except (InvalidOperation, Overflow) as error:
+        raise ValueError(f"{given} is no number of tokens") from error
+    if abs(count) > MAX_COUNT or count != int(count):
+        raise ValueError(f"{given} is no whole number up to {MAX_COUNT:,}")
+    return int(count)
 
 
 @Parameter(name="*")
@@ -70,10 +116,16 @@ class ModelOptions(ModelChoice):
 
     layers: Annotated[
         list[int] | None,
-        Parameter(name=["--layers", "--layer", "-l"], consume_multiple=(1, None), negative="", group=MODEL),
+        Parameter(
+            name=["--layers", "--layer", "-l"],
+            consume_multiple=(1, None),
+            negative="",
+            group=MODEL,
+            converter=to_layers,
+        ),
     ] = None
-    """MoE layers to look at, numbered from 0 as the checkpoint's decoder blocks, as in --layers 1 7 15. Only these and
-    what lies before them are loaded and run. Default: all."""
+    """MoE layers to look at, numbered from 0 as the checkpoint's decoder blocks, as in --layers 1 7 15, --layers 0-3
+    or --layers 0,1; -1 is the last. Only these and what lies before them are loaded and run. Default: all."""
 
 
 @Parameter(name="*")
@@ -81,17 +133,19 @@ class ModelOptions(ModelChoice):
 class TextOptions:
     """Which text, and how much of it."""
 
-    corpus: Annotated[str, Parameter(group=TEXT)] = "embedded"
+    corpus: Annotated[str, Parameter(allow_leading_hyphen=True, group=TEXT)] = "embedded"
     """Text to run through the model: embedded (22 domains, ships with moescope); a folder, whose sub-folders are the
-    domains (.txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet); one such file; a preset (pile, c4); or a Hugging Face
-    dataset id, which is streamed."""
+    domains (.txt, .md and other plain text, .jsonl, .json, .csv, .tsv, each also .gz or .zst; .parquet, .arrow); one
+    such file; - for standard input; a preset (pile, c4); or a Hugging Face dataset id, which is streamed."""
 
     text_field: Name = None
-    """Field of a record that holds the text. Default: text, or the preset's."""
+    """Field of a record that holds the text, or a conversation, read through the model's chat template. Default: text
+    or else messages, or the preset's."""
 
     domain_field: Name = None
-    """Field of a record that names its domain; dots lead into nested records, as in meta.pile_set_name. Default:
-    sub-folders are domains, a file or data set is one domain, a preset has its own."""
+    """Field of a record that names its domain; dots lead into nested records, as in meta.pile_set_name;
+    messages.role makes each role of a conversation a domain. Default: sub-folders are domains, a file or data set is
+    one domain, a preset has its own."""
 
     config: Name = None
     """Configuration of a Hugging Face dataset that has several."""
@@ -105,12 +159,13 @@ class TextOptions:
     num_domains: Annotated[int | None, Parameter(validator=AT_LEAST_ONE, group=TEXT)] = None
     """Only the first so many domains, in the corpus' order. Default: all."""
 
-    num_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=TEXT)] = 100_000
-    """Tokens to count, split evenly over the domains. Padding and special tokens never count."""
+    num_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, converter=to_count, group=TEXT)] = 100_000
+    """Tokens to count (100000, 1e5 or 100k), split evenly over the domains. Padding and special tokens never count."""
 
     sequence_length: Annotated[int | None, Parameter(validator=validators.Number(gte=2), group=TEXT)] = None
-    """Longest stretch of one document, in tokens. Default: a thirtieth of its domain's tokens, but at least 128, and
-    at most what the model can attend to."""
+    """Longest window of one document, in tokens, and at most what the model can attend to. A long one takes the tokens
+    from fewer documents, which the intervals are over. Default: a thirtieth of its domain's tokens, but at least
+    128."""
 
     seed: Annotated[int, Parameter(group=TEXT)] = 0
     """Chooses the documents, the stretch taken of each, and the replicates behind intervals. The same seed on the same

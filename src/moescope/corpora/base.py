@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 from moescope.corpora.document import Document
+from moescope.corpora.names import listed, shown
 from moescope.corpora.problems import Problems
 from moescope.errors import CorpusError
 
@@ -27,6 +28,14 @@ class Corpus(ABC):
     domains: tuple[str, ...]
     groups: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line: the source, its name and its domains."""
+        count = f"{len(self.domains):,} domain{'' if len(self.domains) == 1 else 's'}"
+        first = ", ".join(shown(domain) for domain in self.domains[:4])
+        return (
+            f"<{type(self).__name__} {shown(self.name)}: {count} ({first}{', ...' if len(self.domains) > 4 else ''})>"
+        )
 
     @property
     @abstractmethod
@@ -53,9 +62,7 @@ class Corpus(ABC):
             CorpusError: There is no such domain.
         """
         if domain not in self.domains:
-            raise CorpusError(
-                f"corpus {self.name} has no domain {domain!r}", expected=f"one of {', '.join(self.domains)}"
-            )
+            raise CorpusError(f"corpus {self.name} has no domain {domain!r}", expected=f"one of {listed(self.domains)}")
         return self.stream(seed, {domain}, Problems())
 
     def first(self, num_domains: int) -> Self:
@@ -67,7 +74,7 @@ class Corpus(ABC):
         if not 1 <= num_domains <= len(self.domains):
             raise CorpusError(
                 f"{num_domains} domains were asked for, and corpus {self.name} has {len(self.domains)}: "
-                f"{', '.join(self.domains)}",
+                f"{listed(self.domains)}",
                 expected=f"1 to {len(self.domains)} domains",
                 remedy="ask for fewer, or leave the number out to take all",
             )
@@ -77,7 +84,7 @@ class Corpus(ABC):
         part.notes = (
             *self.notes,
             f"the first {num_domains} of the {len(self.domains)} domains of {self.name} are used: "
-            f"{', '.join(part.domains)}",
+            f"{listed(part.domains)}",
         )
         return part
 
@@ -90,8 +97,8 @@ class Corpus(ABC):
         missing = [domain for domain in domains if domain not in self.domains]
         if missing or not domains:
             raise CorpusError(
-                f"corpus {self.name} has no domain {', '.join(missing)}" if missing else "no domain was asked for",
-                expected=f"some of {', '.join(self.domains)}",
+                f"corpus {self.name} has no domain {listed(missing)}" if missing else "no domain was asked for",
+                expected=f"some of {listed(self.domains)}",
             )
         part = copy.copy(self)
         part.domains = tuple(dict.fromkeys(domains))

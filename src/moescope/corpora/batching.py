@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from moescope.corpora.base import Corpus
 from moescope.corpora.document import Document, stable_hash
+from moescope.corpora.names import listed, shown
 from moescope.corpora.packing import Batch, Window, lay_out, pack
 from moescope.corpora.problems import Problems
 from moescope.corpora.tokenizing import Ids, TextEncoder
@@ -43,16 +44,19 @@ class Sampler:
     """Batches of a corpus' tokens: as many of each domain, few of each document, the same for the same seed.
 
     `num_tokens` are split evenly over the domains, the remainder over the first ones. Of one document at most `window`
-    tokens are taken, `max(128, domain budget / 30)` capped by what the model and `sequence_length` allow, as one run
-    whose place in the document is drawn by seed. Padding and special tokens are never counted. Iterating again gives
-    the same batches. Memory does not depend on `num_tokens`.
+    tokens are taken, as one run whose position in the document is drawn by seed: `sequence_length` less what the
+    tokenizer adds, or `max(128, domain budget / 30)` where none is given, and never more than the model takes. Padding
+    and special tokens, and what a chat template puts around messages, are never counted. Iterating again gives the
+    same batches. Memory does not depend on `num_tokens`.
 
     Args:
         corpus: Where documents come from.
         tokenizer: The model's tokenizer; text becomes tokens as it does by default.
         num_tokens: Tokens to count, at least one for each domain.
         seed: Draws documents and windows.
-        sequence_length: Longest row in tokens, with what the tokenizer adds; None for 4,096.
+        sequence_length: Longest row in tokens, with what the tokenizer adds. One that is given also caps what is taken
+            of a document, so with a large one the tokens come from fewer documents (which is then warned); None for
+            the rule above and rows of at most 4,096.
         max_positions: Longest row the model takes; None where it has no limit.
         batch_tokens: Padded size B x S a batch has at most. A row that is longer makes a batch of its own.
 
@@ -85,8 +89,8 @@ class Sampler:
             ("sequence_length", sequence_length),
             ("batch_tokens", batch_tokens),
         ):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}", expected="a positive number of tokens")
+            if value is not None and (not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1):
+                raise UsageError(f"{name} is {value!r}", expected="a positive whole number of tokens")
         num_domains = len(corpus.domains)
         if num_tokens < num_domains:
             raise UsageError(
@@ -104,12 +108,15 @@ class Sampler:
         longest = DEFAULT_SEQUENCE_LENGTH if sequence_length is None else sequence_length
         if max_positions is not None:
             longest = min(longest, max_positions)
+        self._sequence_length, self._longest = sequence_length, longest
         if longest <= added:
             raise UsageError(
                 f"rows of {longest} tokens have no room for text beside the {added} tokens that the tokenizer adds",
                 expected=f"a sequence_length of at least {added + 1}",
             )
-        self.window = min(max(MIN_WINDOW, num_tokens // num_domains // MAX_SHARE), longest - added)
+        by_budget = max(MIN_WINDOW, num_tokens // num_domains // MAX_SHARE)
+        self._default_window = min(by_budget, longest - added)
+        self.window = self._default_window if sequence_length is None else longest - added
         self._start()
 
     def _start(self) -> None:
@@ -167,16 +174,24 @@ class Sampler:
     ) -> Iterator[Window]:
         if not chunk:
             return
-        encoded = self._encoder.encode([document.text for document, _ in chunk])
-        for (document, domain_id), ids in zip(chunk, encoded, strict=True):
+        encoded = self._encoder.encode([document.text for document, _ in chunk if not document.messages])
+        texts = iter(encoded)
+        for document, domain_id in chunk:
+            ids = next(texts) if not document.messages else None
             left = int(self.budget_D[domain_id] - self.num_tokens_D[domain_id])
             if left == 0:
                 continue
-            special = self._encoder.is_special(ids)
-            if np.count_nonzero(~special) < 2:
+            if ids is not None:
+                fixed, alone = self._encoder.is_special(ids), True
+            else:
+                conversation = self._conversation(document, problems)
+                if conversation is None:
+                    continue
+                ids, fixed, alone = conversation
+            if np.count_nonzero(~fixed) < 2:
                 problems.add("one_token", document.document_id)
                 continue
-            window = self._window(document, domain_id, ids, special, left)
+            window = self._window(document, domain_id, ids, fixed, left, alone=alone)
             num_counted = len(window.counted)
             if num_counted == 0:
                 continue
@@ -186,21 +201,65 @@ class Sampler:
                 wanted.discard(document.domain)
             yield window
 
-    def _window(self, document: Document, domain_id: int, ids: Ids, special: NDArray[np.bool_], left: int) -> Window:
+    def _conversation(self, document: Document, problems: Problems) -> tuple[Ids, NDArray[np.bool_], bool] | None:
+        """Ids of a conversation, which of them are not counted, and whether the tokenizer's own frame goes around."""
+        try:
+            chat = self._encoder.encode_chat(document.messages, document.role)
+        except ValueError as error:
+            problems.add("chat_refused", f"{document.document_id}: {error}")
+            return None
+        except LookupError as error:
+            raise UsageError(
+                f"roles of conversations in {self._corpus.name} can't be told apart: {error}",
+                expected="a fast tokenizer (tokenizer.json)",
+                remedy="leave the domain field out, or use a model whose tokenizer has a tokenizer.json",
+            ) from error
+        if not chat.templated:
+            problems.add("no_template", document.document_id)
+        if chat.changed:
+            problems.add("chat_changed", document.document_id, chat.changed)
+        return chat.ids, self._encoder.is_special(chat.ids) | ~chat.content, not chat.templated
+
+    def _window(
+        self,
+        document: Document,
+        domain_id: int,
+        ids: Ids,
+        fixed: NDArray[np.bool_],
+        left: int,
+        *,
+        alone: bool,
+    ) -> Window:
+        """A run of a document's tokens.
+
+        Args:
+            document: The document.
+            domain_id: Index of its domain.
+            ids: Its tokens.
+            fixed: Which of them are fed and not counted: special tokens, and what a chat template puts around messages.
+            left: Tokens its domain still wants.
+            alone: Whether `ids` lack what the tokenizer puts around a text; a chat template has put it there.
+        """
         usable = len(ids) - UNSURE_TOKENS if document.truncated and len(ids) > UNSURE_TOKENS else len(ids)
         document_hash = stable_hash(self._corpus.name, document.document_id)
         length = min(self.window, usable)
-        start = stable_hash(self._seed, document_hash, "window") % (usable - length + 1)
-        positions = start + np.flatnonzero(~special[start : start + length])
+        draw = stable_hash(self._seed, document_hash, "window")
+        start = draw % (usable - length + 1)
+        if document.messages and (counted := np.flatnonzero(~fixed[:usable])).size:
+            # Of a conversation in which one side says little, a window anywhere might hold none of it.
+            first = counted[draw % max(1, len(counted) - length + 1)]
+            start = min(int(first), usable - length)
+        positions = start + np.flatnonzero(~fixed[start : start + length])
         if len(positions) > left:
             positions = positions[:left]
             length = int(positions[-1]) + 1 - start
         end = start + length
-        following = np.append(np.where(special, -1, ids), -1)
-        prefix, suffix = self._encoder.prefix, self._encoder.suffix
-        ends_document = end == len(ids) and not document.truncated
+        following = np.append(np.where(fixed, -1, ids), -1)
+        prefix = self._encoder.prefix if alone or start > 0 else self._encoder.prefix[:0]
+        ends_document = alone and end == len(ids) and not document.truncated
+        suffix = self._encoder.suffix if ends_document else self._encoder.suffix[:0]
         return Window(
-            row=np.concatenate([prefix, ids[start:end], suffix if ends_document else suffix[:0]]),
+            row=np.concatenate([prefix, ids[start:end], suffix]),
             counted=len(prefix) + positions - start,
             next_ids=following[positions + 1],
             positions=positions,
@@ -225,7 +284,7 @@ class Sampler:
                 remedy="check the files, --text-field and --domain-field",
             )
         short = [
-            f"{name} {tokens:,} of {budget:,} ({documents:,} documents)"
+            f"{shown(name)} {tokens:,} of {budget:,} ({documents:,} documents)"
             for name, tokens, budget, documents in zip(
                 self._corpus.domains, self.num_tokens_D, self.budget_D, self.num_documents_D, strict=True
             )
@@ -234,8 +293,9 @@ class Sampler:
         if short:
             messages.append(
                 f"fewer tokens than asked, {counted:,} of {self.num_tokens:,}: {len(short)} of {len(self.budget_D)} "
-                f"domains ran out, with at most {self.window:,} tokens taken of each document: {', '.join(short)}"
+                f"domains ran out, with at most {self.window:,} tokens taken of each document: {listed(short)}"
             )
+        messages += self._effect_of_sequence_length()
         if self._alone:
             messages.append(
                 f"{self._alone:,} rows were longer than batch_tokens ({self._batch_tokens:,}) and ran alone; "
@@ -244,6 +304,25 @@ class Sampler:
         self.warnings = messages
         for message in messages:
             warnings.warn(message, MoescopeWarning, stacklevel=3)
+
+    def _effect_of_sequence_length(self) -> Iterator[str]:
+        """What an explicit length did to the sample, where it did not do as asked or cost documents."""
+        if self._sequence_length is None:
+            return
+        if self._longest < self._sequence_length:
+            yield (
+                f"sequence_length is {self._sequence_length:,} and the model takes {self._longest:,} tokens: "
+                f"at most {self.window:,} tokens of each document are used"
+            )
+        usual = int(np.sum(-(-self.num_tokens_D // self._default_window)))
+        if self.num_documents_D.sum() < usual:
+            domain = int(np.argmin(self.num_documents_D))
+            yield (
+                f"with up to {self.window:,} tokens of each document, as sequence_length asks, the tokens come from "
+                f"{int(self.num_documents_D.sum()):,} documents (fewest: {self.num_documents_D[domain]:,} of "
+                f"{shown(self._corpus.domains[domain])}); without it they would come from {usual:,} or more, with "
+                f"at most {self._default_window:,} tokens of each: confidence intervals are over documents"
+            )
 
 
 def _size(windows: Sequence[Window]) -> int:

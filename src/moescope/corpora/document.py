@@ -12,6 +12,17 @@ A window's position in its document is a number of tokens, so everything before 
 the text is a bound on that work and on memory. Nearly all documents are far shorter; of a book it is the first quarter.
 """
 
+MAX_RECORD_BYTES = 2**24
+"""Lines, rows and records of files that are longer are skipped: a record is parsed as a whole, in memory."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side of a conversation says: `role` is user, assistant, system, ... and `content` its text."""
+
+    role: str
+    content: str
+
 
 @dataclass(frozen=True)
 class Document:
@@ -24,6 +35,9 @@ class Document:
         source: Where it comes from, as far as the corpus says.
         licence: The licence it may be used under, as far as the corpus says.
         truncated: Whether the document goes on after `text`.
+        messages: The conversation that the document is, if it is one: the model reads it through its tokenizer's chat
+            template, and `text` is what the messages say.
+        role: Of a conversation, only what this role says is counted; None for all.
     """
 
     text: str
@@ -32,6 +46,8 @@ class Document:
     source: str = ""
     licence: str = ""
     truncated: bool = False
+    messages: tuple[Message, ...] = ()
+    role: str | None = None
 
 
 def stable_hash(*parts: object) -> int:

@@ -8,14 +8,16 @@ import random
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.corpora.base import Corpus, shuffled
 from moescope.corpora.document import Document, stable_hash
-from moescope.corpora.files import by_frequency, hash_files
+from moescope.corpora.files import by_frequency, hash_files, hash_records
+from moescope.corpora.names import listed
 from moescope.corpora.problems import Problems
-from moescope.corpora.readers import Fields, domain_of, to_document
+from moescope.corpora.records import Fields, domains_of, to_documents
 from moescope.errors import CorpusError, EnvironmentFailure
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ BUFFER_CHARACTERS = 2**23
 # Records looked at to find out which domains there are, and records read in vain before a stream is left.
 DISCOVERY_RECORDS = 10_000
 PATIENCE_RECORDS = 1_000_000
+
+# Records of a dataset that was given open that its fingerprint covers.
+SAMPLED_RECORDS = 1_000
 
 # Ids that are remembered to tell copies: 10 MB of them.
 REMEMBERED_DOCUMENTS = 100_000
@@ -58,6 +63,7 @@ class HuggingFaceCorpus(Corpus):
         revision: Commit, tag or branch.
         data_files: Files for a builder.
         name: What to call the corpus; None: the last part of `path`.
+        dataset: A dataset that is open already; `path` is then only what to call it.
 
     Raises:
         CorpusError: No such dataset, configuration, part or field, or no network; says how to use a local copy.
@@ -67,7 +73,7 @@ class HuggingFaceCorpus(Corpus):
         self,
         path: str,
         *,
-        text_field: str = "text",
+        text_field: str | None = None,
         domain_field: str | None = None,
         domains: Sequence[str] | None = None,
         config: str | None = None,
@@ -75,34 +81,42 @@ class HuggingFaceCorpus(Corpus):
         revision: str | None = None,
         data_files: str | Sequence[str] | None = None,
         name: str | None = None,
+        dataset: IterableDataset | None = None,
     ) -> None:
         self.path = path
         self.name = name or path.rstrip("/").rsplit("/", 1)[-1]
         self.groups = {}
-        self.fields = Fields(text_field, domain_field)
+        self.fields = Fields.of(text_field, domain_field)
         self.config = config
         self.data_files = [data_files] if isinstance(data_files, str) else list(data_files or [])
-        on_hub = not self.data_files and not Path(path).exists()
+        self._given = dataset is not None
+        on_hub = not self._given and not self.data_files and not Path(path).exists()
         self.revision = self._commit(revision) if on_hub else revision
-        self._dataset, self.split = self._open(split)
+        self._dataset, self.split = (dataset, split or "") if dataset is not None else self._open(split)
         notes: list[str] = []
-        if split is None:
+        if split is None and not self._given:
             notes.append(f"of the dataset {path} the part {self.split!r} is read")
         if domains is not None:
             self.domains = tuple(domains)
         elif domain_field is None:
             self.domains = (self.name,)
         else:
-            self.domains = self._find_domains(domain_field)
+            self.domains = self._find_domains()
             notes.append(
                 f"the domains of {self.name} are those of its first {DISCOVERY_RECORDS:,} records, most frequent first"
             )
         self.notes = tuple(notes)
         self._check_there_is_text()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """`huggingface:` and a BLAKE2b hash of name, configuration, part, commit, fields and local files."""
+        """`huggingface:` and a BLAKE2b hash of name, configuration, part, commit, fields and local files.
+
+        Of a dataset that was given open, of its name, the fields and its first 1,000 records.
+        """
+        if self._given:
+            first = (dict(record) for record in self._records(self._dataset.take(SAMPLED_RECORDS)))
+            return f"huggingface:{hash_records(first, self.name, self.fields.text, str(self.fields.domain))}"
         local = {Path(path).name: Path(path) for path in self.data_files if Path(path).is_file()}
         if Path(self.path).is_dir():
             below = (path for path in Path(self.path).rglob("*") if path.is_file() and ".cache" not in path.parts)
@@ -143,23 +157,20 @@ class HuggingFaceCorpus(Corpus):
         """Without the columns that no one looks at (images would be decoded), where the columns are known."""
         if not dataset.column_names:
             return dataset
-        fields = [field for field in (self.fields.text, self.fields.domain) if field is not None]
-        wanted = {*fields, *(field.split(".")[0] for field in fields), "url", "source", "licence", "license"}
+        wanted = self.fields.columns | {"url"}
         return dataset.select_columns([column for column in dataset.column_names if column in wanted])
 
     def _documents(self, dataset: IterableDataset, seed: int, problems: Problems) -> Iterator[Document]:
         for number, record in enumerate(self._records(_interleaved(dataset, stable_hash(seed, self.name, "files")))):
             address = record.get("url")
-            document = to_document(
+            yield from to_documents(
                 record,
                 self.fields,
                 problems,
                 place=f"record {number}",
                 domain=self.name if self.fields.domain is None else None,
-                source=address if isinstance(address, str) else f"{self.path}/{self.split}",
+                source=address if isinstance(address, str) else f"{self.path}/{self.split}".rstrip("/"),
             )
-            if document is not None:
-                yield document
 
     def _records(self, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         try:
@@ -181,36 +192,36 @@ class HuggingFaceCorpus(Corpus):
                 remedy=f"{self._local_copy()}; there, broken lines are skipped and counted",
             ) from error
 
-    def _find_domains(self, field: str) -> tuple[str, ...]:
+    def _find_domains(self) -> tuple[str, ...]:
         counts: Counter[str] = Counter()
         for record in self._records(self._dataset.take(DISCOVERY_RECORDS)):
-            domain = domain_of(record, field)
-            if domain is not None:
-                counts[domain] += 1
+            counts.update(domains_of(record, self.fields))
         if not counts:
             raise CorpusError(
-                f"no record of {self.path} has a domain in the field {field!r}",
+                f"no record of {self.path} has a domain in the field {self.fields.domain!r}",
                 expected="a field whose value names the record's domain; dots go into nested records (meta.set_name)",
-                remedy=f"name it with --domain-field; there are {', '.join(self._columns())}",
+                remedy=f"name it with --domain-field; there are {listed(self._columns())}",
             )
         return tuple(by_frequency(counts))
 
     def _check_there_is_text(self) -> None:
         problems = Problems()
-        fields = Fields(self.fields.text)
+        fields = Fields(self.fields.texts)
         for number, record in enumerate(self._records(self._dataset.take(DISCOVERY_RECORDS))):
-            if to_document(record, fields, problems, place=f"record {number}", domain=self.name) is not None:
+            if any(to_documents(record, fields, problems, place=f"record {number}", domain=self.name)):
                 return
         raise CorpusError(
             f"dataset {self.path} holds no text: {'; '.join(problems.messages()) or 'it is empty'}",
-            expected=f"text in the field {self.fields.text!r} of each record",
-            remedy=f"name the field that holds the text with --text-field; there are {', '.join(self._columns())}",
+            expected=f"text in the field {' or '.join(map(repr, self.fields.texts))} of each record",
+            remedy=f"name the field that holds the text with --text-field; there are {listed(self._columns())}",
         )
 
     def _columns(self) -> list[str]:
         return self._dataset.column_names or list(next(self._records(self._dataset), {}))
 
     def _local_copy(self) -> str:
+        if self._given:
+            return "save it to files (dataset.to_parquet, dataset.save_to_disk) and give their path"
         fields = f" --text-field {self.fields.text}"
         if self.fields.domain is not None:
             fields += f" --domain-field {self.fields.domain}"
@@ -274,7 +285,7 @@ class HuggingFaceCorpus(Corpus):
         chosen = split or next((name for name in SPLITS if name in parts), next(iter(parts)))
         if chosen not in parts:
             raise CorpusError(
-                f"dataset {self.path} has no part {chosen!r}", expected=f"one of {', '.join(map(str, parts))}"
+                f"dataset {self.path} has no part {chosen!r}", expected=f"one of {listed([*map(str, parts)])}"
             )
         return parts[chosen], str(chosen)
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from moescope.corpora.chat import ChatTokens, tokens_of
+from moescope.corpora.document import Message
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -54,6 +57,10 @@ class TextEncoder:
             verbose=False,
         )
         return [np.array(ids, dtype=np.int64) for ids in encoded["input_ids"]]
+
+    def encode_chat(self, messages: Sequence[Message], role: str | None) -> ChatTokens:
+        """A conversation through the tokenizer's chat template; see `moescope.corpora.chat.tokens_of`."""
+        return tokens_of(self._tokenizer, messages, role)
 
     def is_special(self, ids: Ids) -> NDArray[np.bool_]:
         """Where a token is special: added by the tokenizer, or spelled out in the text."""

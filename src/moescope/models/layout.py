@@ -163,6 +163,11 @@ def no_such_layer(unknown: Sequence[int], known: Sequence[int], name: str) -> Us
     )
 
 
+def from_the_end(layers: Sequence[int], num_blocks: int) -> list[int]:
+    """Layers with negative ones counted from the model's last decoder block, which is -1."""
+    return [layer + num_blocks if -num_blocks <= layer < 0 else layer for layer in map(int, layers)]
+
+
 def spans(numbers: Iterable[int]) -> str:
     """`[0, 1, 2, 5]` as "0-2, 5"."""
     parts: list[list[int]] = []

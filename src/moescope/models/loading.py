@@ -45,8 +45,8 @@ def load_model(
         revision: Branch, tag or commit of a hub repository.
         dtype: For the weights, such as "bfloat16". Default: the checkpoint's own; float32 for nano.
         device: "cpu", "cuda:1", ..., or "auto" (the default): spread over the GPUs there are, the CPU if none.
-        layers: MoE layers (decoder block indices) that will be looked at: only the blocks down to the deepest are
-            built, read and, from the hub, downloaded. Default: the whole model, which predictions need.
+        layers: MoE layers (decoder block indices, -1 the last) that will be looked at: only the blocks down to the
+            deepest are built, read and, from the hub, downloaded. Default: the whole model, which predictions need.
 
     Raises:
         ModelError: There is no such checkpoint, it is not a Mixture-of-Experts model, its family can't be looked into,
@@ -225,10 +225,11 @@ def _auto_class(config: Any, name: str) -> Any:
 def _num_blocks(layers: Sequence[int] | None, where: layout.Layout, name: str) -> int:
     if layers is None:
         return where.num_blocks
-    unknown = [layer for layer in layers if layer not in where.experts]
-    if unknown or not layers:
+    chosen = layout.from_the_end(layers, where.num_blocks)
+    unknown = [layer for layer in chosen if layer not in where.experts]
+    if unknown or not chosen:
         raise layout.no_such_layer(unknown, list(where.experts), name)
-    return max(layers) + 1
+    return max(chosen) + 1
 
 
 def _dtype(dtype: str | torch.dtype | None, name: str, config: Any) -> torch.dtype:

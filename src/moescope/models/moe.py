@@ -15,7 +15,7 @@ from moescope.context import ModelInfo
 from moescope.errors import ModelError
 from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
-from moescope.models.layout import Layout, no_such_layer
+from moescope.models.layout import Layout, from_the_end, no_such_layer
 from moescope.models.listening import RecordMaker
 from moescope.models.patching import replaced
 from moescope.models.routers import RouterFacts, RouterRule
@@ -257,14 +257,14 @@ class MoEModel:
         return self.info.check_experts(experts)
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
-        """Layers to look at, ascending, each once; None means all that are loaded.
+        """Layers to look at, ascending, each once; None means all that are loaded, -1 the model's last block.
 
         Raises:
             UsageError: A layer that is not loaded or is no MoE layer; lists those that are.
         """
         if layers is None:
             return list(self.layers)
-        chosen = sorted({int(layer) for layer in layers})
+        chosen = sorted(set(from_the_end(layers, self.num_blocks)))
         unknown = [layer for layer in chosen if layer not in self.layers]
         if unknown or not chosen:
             raise no_such_layer(unknown, self.layers, self.name)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# A piece that stands for one byte, where a tokenizer falls back to bytes.
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 _MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "⟨CR⟩"}
 
@@ -57,6 +64,45 @@ def visible_bytes(raw: bytes) -> str:
         f"⟨0x{ord(character) - 0xDC00:02X}⟩" if 0xDC80 <= ord(character) <= 0xDCFF else visible(character)
         for character in text
     )
+
+
+def num_bytes(tokenizer: PreTrainedTokenizerBase, ids_BS: NDArray[np.int64]) -> NDArray[np.int64]:
+    """UTF-8 bytes of text that the tokens of each row stand for, (B,).
+
+    Each token counts for what it is in running text: a piece that begins with a space counts the space wherever the
+    row begins, a byte piece is one byte, an added token is its own text. So the bytes of adjacent runs add up.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids_BS: Token ids; negative ones are not counted.
+    """
+    ids, places = np.unique(ids_BS, return_inverse=True)
+    lengths = np.array(_lengths(tokenizer, ids[ids >= 0].tolist()), dtype=np.int64)
+    return np.append(np.zeros(np.count_nonzero(ids < 0), np.int64), lengths)[places].reshape(ids_BS.shape).sum(1)
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:
+    """Bytes of each token in running text."""
+    added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
+    joined = tokenizer.convert_tokens_to_string
+    # Between two letters, so that nothing is stripped as it is at the beginning and the end of a text.
+    alone = len(joined(["a", "a"]).encode())
+    known = _byte_of()
+    byte_level = joined(["a", "Ġ", "a"]) == "a a"
+    falls_back = joined(["a", "<0x42>", "a"]) == "aBa"
+    lengths = []
+    for token_id, piece in zip(token_ids, tokenizer.convert_ids_to_tokens(token_ids), strict=True):
+        if piece is None:
+            lengths.append(0)
+        elif token_id in added and "▁" not in added[token_id]:
+            lengths.append(len(added[token_id].encode()))
+        elif falls_back and _BYTE_PIECE.fullmatch(piece):
+            lengths.append(1)
+        elif byte_level and all(character in known for character in piece):
+            lengths.append(len(piece))
+        else:
+            lengths.append(len(joined(["a", piece, "a"]).encode()) - alone)
+    return lengths
 
 
 @cache
