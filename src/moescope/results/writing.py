@@ -134,7 +134,9 @@ class ResultsFolder:
         self._force = force
         taken = self._taken()
         if taken and not force:
-            raise ResultsError(f"{self.path} exists already", remedy="name another folder with `out`, or replace it with `force=True`")
+            raise ResultsError(
+                f"{self.path} exists already", remedy="name another folder with `out`, or replace it with `force=True`"
+            )
         if taken and not (self.path / MANIFEST).is_file():
             raise ResultsError(
                 f"{self.path} is no results folder of moescope: it has no {MANIFEST}",

@@ -1,0 +1,132 @@
+"""`manifest.json`: what was run, on what, with what."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from moescope.context import Context
+    from moescope.corpora import Corpus, Sampler
+
+MANIFEST = "manifest.json"
+
+
+class DomainSample(BaseModel):
+    """How much of one domain was counted."""
+
+    name: str
+    group: str | None = None
+    num_tokens: int
+    num_documents: int
+
+
+class Manifest(BaseModel):
+    """What was run, on what, with what: enough to run it again. A run that read no text names no corpus."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = 2
+    command: str
+    moescope_version: str
+    torch_version: str
+    transformers_version: str
+    model: str
+    revision: str | None
+    family: str
+    config_hash: str
+    dtype: str
+    device: str
+    corpus: str | None
+    corpus_fingerprint: str | None
+    domains: list[DomainSample]
+    num_tokens: int
+    seed: int
+    layers: list[int]
+    num_experts: int
+    num_experts_per_token: int
+    analyses: list[str]
+    options: dict[str, Any]
+    notes: list[str] = []
+    pass_seconds: float
+    total_seconds: float
+    peak_memory_bytes: int
+
+
+def make_manifest(
+    context: Context,
+    *,
+    command: str,
+    analyses: Sequence[str],
+    options: Mapping[str, Any],
+    corpus: Corpus | None = None,
+    sampler: Sampler | None = None,
+    notes: Sequence[str] = (),
+    pass_seconds: float,
+    total_seconds: float,
+) -> Manifest:
+    """The manifest of a run.
+
+    Args:
+        context: What was looked at.
+        command: What the run is called.
+        analyses: The questions answered, by name.
+        options: Everything that was set, by name.
+        corpus: Where the text came from; None where none was read.
+        sampler: What chose the tokens; None where no text was read.
+        notes: What was left out or fell short, in order; what corpus and sampler noted is put around them.
+        pass_seconds: Duration of the forward passes.
+        total_seconds: Duration of everything.
+    """
+    model = context.model
+    domains: list[DomainSample] = []
+    if corpus is not None and sampler is not None:
+        notes = [*corpus.notes, *notes, *sampler.warnings]
+        counts = zip(context.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
+        domains = [
+            DomainSample(
+                name=name, group=context.groups.get(name), num_tokens=int(tokens), num_documents=int(documents)
+            )
+            for name, tokens, documents in counts
+        ]
+    return Manifest(
+        command=command,
+        moescope_version=importlib.metadata.version("moescope"),
+        torch_version=importlib.metadata.version("torch"),
+        transformers_version=importlib.metadata.version("transformers"),
+        model=model.name,
+        revision=model.revision,
+        family=model.family,
+        config_hash=model.config_hash,
+        dtype=model.dtype,
+        device=model.device,
+        corpus=context.corpus_name or None,
+        corpus_fingerprint=context.corpus_fingerprint or None,
+        domains=domains,
+        num_tokens=context.num_tokens,
+        seed=context.seed,
+        layers=list(context.layers),
+        num_experts=model.num_experts,
+        num_experts_per_token=model.num_experts_per_token,
+        analyses=list(analyses),
+        options=dict(options),
+        notes=list(notes),
+        pass_seconds=round(pass_seconds, 3),
+        total_seconds=round(total_seconds, 3),
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
