@@ -34,7 +34,7 @@ def test_every_row_is_read(corpus):
         document = read[row["document_id"]]
         assert {name: getattr(document, name) for name in row} == row
         assert document.source
-        assert document.licence
+        assert document.license
         assert not document.truncated
     assert corpus.fingerprint == f"embedded:{hashlib.sha256(content).hexdigest()[:32]}"
 

@@ -83,7 +83,7 @@ def test_text_may_be_nested_too(tmp_path: Path):
     rows = [{"body": {"raw": "one"}, "source": "a letter", "license": "CC0-1.0"}]
     for path in (folders.write_jsonl(tmp_path / "x.jsonl", rows), folders.write_parquet(tmp_path / "x.parquet", rows)):
         (document,) = load_corpus(path, text_field="body.raw").documents("x")
-        assert (document.text, document.source, document.licence) == ("one", "a letter", "CC0-1.0")
+        assert (document.text, document.source, document.license) == ("one", "a letter", "CC0-1.0")
 
 
 def test_broken_lines_are_counted_with_their_numbers(tmp_path: Path):

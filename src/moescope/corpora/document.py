@@ -33,7 +33,7 @@ class Document:
         domain: The domain it belongs to, one of the corpus' domains.
         document_id: Unique in the corpus and the same in every run.
         source: Where it comes from, as far as the corpus says.
-        licence: The licence it may be used under, as far as the corpus says.
+        license: The license it may be used under, as far as the corpus says.
         truncated: Whether the document goes on after `text`.
         messages: The conversation that the document is, if it is one: the model reads it through its tokenizer's chat
             template, and `text` is what the messages say.
@@ -44,7 +44,7 @@ class Document:
     domain: str
     document_id: str
     source: str = ""
-    licence: str = ""
+    license: str = ""
     truncated: bool = False
     messages: tuple[Message, ...] = ()
     role: str | None = None

@@ -1,4 +1,4 @@
-"""The corpus that comes with moescope: held-out documents of 22 domains, each with source and licence."""
+"""The corpus that comes with moescope: held-out documents of 22 domains, each with source and license."""
 
 from __future__ import annotations
 

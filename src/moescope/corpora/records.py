@@ -142,7 +142,7 @@ def to_documents(
             domain=name,
             document_id=f"{document_id}#{name}" if fields.by_role else document_id,
             source=_field(record, "source") or source,
-            licence=_field(record, "licence") or _field(record, "license"),
+            license=_field(record, "licence") or _field(record, "license"),
             truncated=cut if messages else truncated,
             messages=messages,
             role=name if fields.by_role else None,

@@ -87,6 +87,7 @@ def make_manifest(
     domains: list[DomainSample] = []
     if corpus is not None and sampler is not None:
         notes = [*corpus.notes, *notes, *sampler.warnings]
+        options = {**options, "window": sampler.window}
         counts = zip(context.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
         domains = [
             DomainSample(

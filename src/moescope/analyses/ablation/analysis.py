@@ -24,6 +24,7 @@ from moescope.interventions.controls import USAGE_TOKENS, count_usage, matched_d
 from moescope.interventions.document_effects import Documents
 from moescope.interventions.losses import check_complete
 from moescope.interventions.rerun import keep
+from moescope.models.token_text import num_bytes
 from moescope.results import Made, Manifest, Outcome
 from moescope.results.manifest import make_manifest
 
@@ -236,25 +237,6 @@ def _batch(model: MoEModel, batch: Batch, ablations: Sequence[Ablation], batch_t
         "predicted": by_row((tokens.next_token_ids_T >= 0).long()),
         "selected": by_row(hit_T.long()),
         "losses": kept.losses_BS.double().sum(1).cpu().numpy(),
-        "bytes": _bytes(model.tokenizer, kept.next_BS.cpu().numpy()),
+        "bytes": num_bytes(model.tokenizer, kept.next_BS.cpu().numpy()),
         "effects": effects_BP.cpu().numpy(),
     }
-
-
-def _bytes(tokenizer: Any, next_BS: NDArray[np.int64]) -> NDArray[np.int64]:
-    """UTF-8 bytes of the text of each row's predicted tokens.
-
-    A byte-level tokenizer's pieces have one character a byte. Those of others are decoded; a character of which only a
-    part was predicted counts as three bytes.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    byte_level = type(getattr(backend, "decoder", None)).__name__ == "ByteLevel"
-    counts = []
-    for next_S in next_BS:
-        ids = next_S[next_S >= 0].tolist()
-        if byte_level:
-            counts.append(sum(len(piece) for piece in tokenizer.convert_ids_to_tokens(ids)))
-        else:
-            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            counts.append(len(text.encode()))
-    return np.array(counts, dtype=np.int64)
