@@ -2,8 +2,8 @@
 
     uv run python -m benchmarks.start
 
-Compiled files are kept in a folder of the benchmark's own, as an installed package has them; the first run of each side,
-which compiles, is not counted.
+Compiled files are kept in a folder of the benchmark's own, as an installed package has them; the first run of each
+side, which compiles, is not counted.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Sampler:
         num_tokens_D: Tokens counted so far in this iteration, by domain; final once exhausted.
         num_documents_D: Documents they are from.
         padding_share: Share of padding in all tokens fed so far.
-        warnings: What fell short or was skipped, in sentences; complete once exhausted, when each is also warned.
+        warnings: Text missing or skipped, in sentences; complete once exhausted, when each is also warned.
 
     Raises:
         UsageError: A number that makes no sense.
