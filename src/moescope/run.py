@@ -342,6 +342,7 @@ def _asked(
                     "`domain_field`",
                 )
             analysis.check(context)
+            notes.extend(analysis.left_out(context))
         except UsageError as error:
             if not everything:
                 raise

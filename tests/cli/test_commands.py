@@ -23,7 +23,14 @@ def test_one_question_leaves_a_folder_and_says_where(moescope, here, given, repo
     assert outcome.out.splitlines()[-1] == "Results: results/entropy"
     assert "entropy" in outcome.out
     folder = here / "results" / "entropy"
-    assert {path.name for path in folder.iterdir()} == {"tables", "arrays", "state", "figures", "manifest.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "tables",
+        "arrays",
+        "state",
+        "figures",
+        "findings.json",
+        "manifest.json",
+    }
     frame = pd.read_csv(folder / "tables" / "router_entropy.csv")
     assert sorted(set(frame["layer"])) == [0, 2]
     assert set(frame["domain"]) == {"all", "law", "verse", "code"}
@@ -44,14 +51,14 @@ def test_report_asks_everything_and_writes_a_page(report):
     assert report.outcome.code == 0, report.outcome.err
     said = report.outcome.err.splitlines()
     assert all(line.startswith("note: ") for line in said)
-    assert len(said) == 2
-    for word in ("predicted tokens", "promoted tokens", "--layers", "--predictions"):
-        assert word in said[0]
-    assert said[1].startswith("note: atlas ")
+    assert len(said) == 3
+    for kind in ("predicted tokens", "promoted tokens"):
+        assert [line for line in said if kind in line and "--predictions" in line]
+    assert [line for line in said if line.startswith("note: atlas ")]
     assert report.outcome.out.splitlines()[-1] == "Results: mine"
     kept = {name for name in registry.names() if name != "atlas"}
     results = Results.read(report.folder)
-    assert set(results.manifest.analyses) == kept
+    assert set(results.manifest.analyses) == kept | {"relations"}
     assert (results.manifest.num_tokens, results.manifest.layers) == (3000, [0, 2])
     assert {path.stem for path in (report.folder / "tables").glob("*.csv")} >= {"usage", "router_entropy", "paths"}
     page = (report.folder / "index.html").read_text()

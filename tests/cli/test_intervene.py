@@ -11,7 +11,8 @@ import torch
 from transformers import AutoTokenizer, OlmoeForCausalLM
 
 from moescope.analyses.intervention.analysis import compare
-from moescope.cli import thesis
+from moescope.cli.app import new_app
+from moescope.cli.intervene import intervene as intervene_command
 from moescope.cli.intervene import pairs
 from moescope.interventions import Set, count_usage
 from moescope.models import load_model
@@ -86,8 +87,8 @@ def test_the_thesis_command(moescope, here, tiny):
     made = []
 
     def app():
-        made.append(thesis.new_app("interv.py", ""))
-        made[-1].default(thesis.intervene)
+        made.append(new_app("interv.py", ""))
+        made[-1].default(intervene_command)
         return made[-1]
 
     outcome = moescope("--model", tiny, *words, app=app)
@@ -164,7 +165,7 @@ def test_experts_of_several_layers_and_the_same_seed_leaves_the_same(intervene, 
     known = json.loads((here / "a" / "intervene.json").read_text())
     assert [(each["layer"], each["expert"]) for each in known["experts"]] == [(1, 5), (3, 2)]
     assert known["target_index"] == len(PROMPT) - 2
-    assert Results.read(here / "a").manifest.options["positions"] == [3, -2, -1]
+    assert Results.read(here / "a").manifest.options["changes"][0][0]["positions"] == [3, -2, -1]
     # Both are changed: the effect is that of a pass with both changes, and of no other.
     model, changes = load_model(str(tiny)), [Set(*at, 0.3, positions=[3, -2, -1]) for at in ((1, 5), (3, 2))]
     usage = count_usage(model, [1, 3], num_tokens=100)

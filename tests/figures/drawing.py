@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,9 @@ GROUPS = {
 }
 
 
-def context(name: str = "allenai/OLMoE-1B-7B-0924") -> Any:
-    """What `caption` needs."""
-    return SimpleNamespace(model=SimpleNamespace(name=name), num_tokens=1_234_567, corpus_name="embedded")
+def context(name: str = "allenai/OLMoE-1B-7B-0924") -> str:
+    """The line below a figure, as `Context.caption` has it."""
+    return f"{name} · 1,234,567 tokens · embedded"
 
 
 def texts_of(figure: Figure) -> list[tuple[str, Bbox]]:

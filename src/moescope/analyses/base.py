@@ -79,6 +79,10 @@ class Analysis(ABC):
                 analysis is then left out and the run's notes say why.
         """
 
+    def left_out(self, context: Context) -> Iterator[str]:
+        """What of it this run leaves out, and why: a sentence each, for the notes of the run."""
+        yield from ()
+
     def needs(self, context: Context) -> Mapping[str, Analysis]:
         """Other analyses whose tables it draws on, by name; the run makes each once and hands it to `table`."""
         return {}

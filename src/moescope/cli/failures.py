@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError
 
-from moescope.cli.terminal import print_error
+from moescope.cli.terminal import as_flags, print_error, use_flags
 from moescope.errors import EnvironmentFailure, MoescopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 USAGE = 2
 STOPPED = 130
@@ -37,6 +36,8 @@ def launch(app: App, arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # A scheduler's polite end is an end like Ctrl-C: the unfinished results folder is removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    if not {"--help", "-h", "--version"} & set(words):
+        use_flags(_flags(app, words))
     try:
         app(words, exit_on_error=False, print_error=False, verbose=False, result_action="return_value")
     except CycloptsError as error:
@@ -54,33 +55,17 @@ def launch(app: App, arguments: Sequence[str] | None = None) -> int:
         known = _recognized(error)
         if known is None:
             raise
-        print_error("error", as_flags(str(known), _flags(app, words)))
+        print_error("error", as_flags(str(known)))
         return known.exit_code
     return 0
 
 
-def as_flags(text: str, flags: Mapping[str, str]) -> str:
-    """A library's message with its parameters as the command line spells them: `num_tokens=0` becomes --num-tokens 0.
-
-    Args:
-        text: What stands between backticks and is a known parameter is replaced.
-        flags: Parameter name -> flag.
-    """
-
-    def flag(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        if name not in flags:
-            return match[0]
-        if value in (None, "True"):
-            return flags[name]
-        return flags[name].replace("--", "--no-", 1) if value == "False" else f"{flags[name]} {value}"
-
-    return re.sub(r"`(?P<name>[a-z_]+)(=(?P<value>[^`]*))?`", flag, text)
-
-
 def _flags(app: App, words: Sequence[str]) -> dict[str, str]:
     """The flags of the command that these words call, by parameter name."""
-    _, apps, _ = app.parse_commands(words)
+    try:
+        _, apps, _ = app.parse_commands(words)
+    except CycloptsError:  # it is reported when the command is run
+        return {}
     found = {}
     for argument in apps[-1].assemble_argument_collection(parse_docstring=False):
         for name in argument.names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,35 @@ _THIRD_PARTY_LOGS = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 _printed: set[str] = set()
+_flags: dict[str, str] = {}
 _PROGRESS_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+def use_flags(flags: Mapping[str, str]) -> None:
+    """Sets which parameters have which flags in the command that runs.
+
+    Args:
+        flags: Parameter name -> flag.
+    """
+    _flags.clear()
+    _flags.update(flags)
+
+
+def as_flags(text: str) -> str:
+    """A library's message with its parameters as the command line spells them: `num_tokens=0` becomes --num-tokens 0.
+
+    What stands between backticks and is a parameter of the command that runs is replaced.
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        if name not in _flags:
+            return match[0]
+        if value in (None, "True"):
+            return _flags[name]
+        return _flags[name].replace("--", "--no-", 1) if value == "False" else f"{_flags[name]} {value}"
+
+    return re.sub(r"`(?P<name>[a-z_]+)(=(?P<value>[^`]*))?`", flag, text)
 
 
 def console(stream: TextIO) -> Console:
@@ -50,7 +79,7 @@ def print_error(kind: str, message: str) -> None:
 
 def print_note(message: str) -> None:
     """Prints one plain line to stderr about something the reader may not expect, unless a warning said it already."""
-    line = _line(message)
+    line = as_flags(_line(message))
     if line not in _printed:
         print_line(f"note: {line}", stream=sys.stderr)
 
@@ -95,8 +124,9 @@ def quiet(*, verbose: bool, downloads: bool) -> Iterator[None]:
 
         def show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
             if issubclass(category, MoescopeWarning):
-                _printed.add(_line(message))
-                print_error("warning", _line(message))
+                line = as_flags(_line(message))
+                _printed.add(line)
+                print_error("warning", line)
             elif verbose:
                 show_otherwise(message, category, *where)  # type: ignore[arg-type]
 

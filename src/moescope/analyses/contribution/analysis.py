@@ -48,6 +48,11 @@ class Contribution(ContributionOptions, Analysis):
 
     name: ClassVar[str] = "contribution"
 
+    def left_out(self, context: Context) -> Iterator[str]:
+        """Promoted tokens, where the model has no head."""
+        if not context.model.complete:
+            yield "promoted tokens are left out: with `layers` the model's head is not loaded (`predictions` loads it)"
+
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """Sums of norms, shares and outputs."""
         return expert_contribution(context)

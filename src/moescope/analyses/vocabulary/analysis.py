@@ -45,6 +45,11 @@ class Vocabulary(Analysis):
 
     name: ClassVar[str] = "vocabulary"
 
+    def left_out(self, context: Context) -> Iterator[str]:
+        """Predicted tokens, where the model is not run to its end."""
+        if not context.predictions:
+            yield "predicted tokens are left out: with `layers` the model is not run to its end (`predictions` does)"
+
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """One table of counts per reading and ranks; predicted tokens only where the whole depth runs."""
         model = context.model
