@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,6 @@ from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.contribution import figures as draw
 from moescope.analyses.contribution.options import ContributionOptions
 from moescope.analyses.contribution.table import domain_rows, expert_rows, promoted_tokens, token_rows, top_experts
-from moescope.errors import MoescopeWarning
 from moescope.statistics.contribution import ExpertContribution
 from moescope.statistics.variables import variable
 
@@ -58,14 +56,8 @@ class Contribution(ContributionOptions, Analysis):
         return expert_contribution(context)
 
     def measure(self, model: MoEModel, statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset | None:
-        """Promoted and suppressed tokens; None, with a warning, if the model was loaded without its head."""
+        """Promoted and suppressed tokens; None if the model was loaded without its head."""
         if not model.complete:
-            warnings.warn(
-                "promoted tokens are left out: with `layers` the model was loaded without its head (`predictions` "
-                "loads it)",
-                MoescopeWarning,
-                stacklevel=2,
-            )
             return None
         contribution = cast("ExpertContribution", statistics["contribution"])
         means = {layer: contribution.mean_outputs(layer) for layer in contribution.layers}
