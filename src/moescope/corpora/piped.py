@@ -36,20 +36,27 @@ def read_pipe(path: Path | None, *, text_field: str | None, domain_field: str | 
         )
     folder = TemporaryDirectory(prefix="moescope-")
     try:
-        if path is None:
-            file = _spool(sys.stdin.buffer, Path(folder.name))
-        else:
-            with path.open("rb") as source:
-                file = _spool(source, Path(folder.name))
-    except OSError as error:
-        raise EnvironmentFailure(
-            f"the text piped in can't be kept in {folder.name}: {error}",
-            remedy="make room, set TMPDIR to a folder that has some, or give a file",
-        ) from error
-    corpus = FilesCorpus(file, text_field=text_field, domain_field=domain_field, name=NAME)
+        file = _kept(path, Path(folder.name))
+        corpus = FilesCorpus(file, text_field=text_field, domain_field=domain_field, name=NAME)
+    except BaseException:
+        folder.cleanup()
+        raise
     # Copies of the corpus hold it too: the folder goes when the last of them does.
     corpus.kept_in = folder
     return corpus
+
+
+def _kept(path: Path | None, folder: Path) -> Path:
+    try:
+        if path is None:
+            return _spool(sys.stdin.buffer, folder)
+        with path.open("rb") as source:
+            return _spool(source, folder)
+    except OSError as error:
+        raise EnvironmentFailure(
+            f"the text piped in can't be kept in {folder}: {error}",
+            remedy="make room, set TMPDIR to a folder that has some, or give a file",
+        ) from error
 
 
 def _spool(source: IO[bytes], folder: Path) -> Path:
