@@ -14,7 +14,7 @@ from moescope.cli.failures import launch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = [
-    "\n".join(line[4:] for line in block.splitlines())
+    "\n".join(line[4:] for line in block.splitlines()).strip("\n")
     for block in re.findall(r"(?:^(?: {4}.*)?\n)+", README, flags=re.MULTILINE)
     if block.strip()
 ]
@@ -23,7 +23,7 @@ COMMANDS = [line for line in LINES if line.startswith("uv run ") and "pytest" no
 PYTHON = [block for block in BLOCKS if block.startswith("import")]
 SMALL = ["--num-tokens", "1200"]
 WITHOUT_TEXT = ("info", "weights", "intervene")
-SLOW = ("report", "atlas", "saturation", "profile")
+SLOW = ("report", "atlas", "saturation", "profile", "map", "similarity", "usage", "sim.py")
 """Commands of minutes; they run in the scheduled set."""
 
 

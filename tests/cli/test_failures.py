@@ -47,7 +47,7 @@ def test_models_that_cannot_be_used(moescope, here, dense, shelf, tmp_path):
 
 def test_layers_that_do_not_exist(moescope, here, tiny, shelf):
     refused(moescope("entropy", "--model", tiny, "--corpus", shelf, "--layers", 1, 9), here, "9", "0-3")
-    refused(moescope("entropy", "--model", tiny, "--corpus", shelf, "--layers", -1), here, "-1")
+    refused(moescope("entropy", "--model", tiny, "--corpus", shelf, "--layers", -9), here, "-9")
 
 
 def test_corpora_that_cannot_be_used(moescope, here, tiny, shelf, tmp_path):

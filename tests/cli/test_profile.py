@@ -56,7 +56,6 @@ def test_all_experts_of_some_layers(moescope, here, given):
         (["--layer", 1, "--expert", 8], "no expert 8"),
         (["--layer", 9, "--expert", 1], "9"),
         (["--layer", 1, "--expert", -1], "no expert -1"),
-        (["--expert", 1]),
         (["--contexts", 0], "contexts"),
     ],
 )

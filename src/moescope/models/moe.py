@@ -202,7 +202,7 @@ class MoEModel:
         dtype: torch.dtype | None = None,
         rows: int = 4096,
     ) -> Tensor:
-        """What experts put out for given inputs, each expert for every input, before any routing weight.
+        """Outputs of experts for given inputs, each expert for every input, before any routing weight.
 
         Args:
             layer: A loaded MoE layer.
@@ -283,7 +283,7 @@ class MoEModel:
         needs_inputs: bool = False,
         predictions: bool = False,
     ) -> Tensor | None:
-        """One forward pass that tells what each layer's router decided, and what its experts put out.
+        """One forward pass that tells what each layer's router decided, and its experts' outputs.
 
         The batch is padded on the right and goes without an attention mask: a causal model's kept tokens can't see
         what comes after them. The pass ends at the deepest layer asked, before its experts if no one listens to them.

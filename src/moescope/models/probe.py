@@ -234,7 +234,7 @@ def _find_router(model: MoEModel, layer: int, what: _Seen) -> tuple[str, int | N
             expected="logits: values not bound to 0..1 that do not sum to 1",
             remedy="update transformers: versions 5.0 to 5.5 returned probabilities under that name",
         )
-    why = "; ".join(tried) or f"no module beside the experts puts out {model.num_experts} numbers a token"
+    why = "; ".join(tried) or f"no module beside the experts outputs {model.num_experts} numbers per token"
     raise ModelError(
         f"can't tell how the router of {where} decides: {why}",
         expected="logits of which the applied weights and the selected experts follow by a known rule",

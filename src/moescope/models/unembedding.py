@@ -4,7 +4,7 @@ A direction is put through the final norm's gain and the unembedding, as if it w
 is. Left out, as is usual (nostalgebraist 2020, "interpreting GPT: the logit lens"; Elhage et al. 2021, "A Mathematical
 Framework for Transformer Circuits"): what later layers make of it, and the final norm's division by the residual's
 size, a positive number that differs from token to token; so logits of one direction may be ranked, and compared with
-another's, but are not those the model would put out.
+another's, but are not the model's own output.
 """
 
 from __future__ import annotations

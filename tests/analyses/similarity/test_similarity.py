@@ -95,8 +95,8 @@ def test_exact_and_minibatches_agree_within_their_intervals(run: Run, exact: Run
     i_P, j_P = np.triu_indices(8, 1)
     for name in ("cka", "deconfounded_cka", "cosine", "centered_cosine"):
         ours, theirs = run.tables["similarity"], exact.tables["similarity"]
-        low, high = (ours[f"{name}_{end}"].values[:, i_P, j_P] for end in ("low", "high"))
-        other_low, other_high = (theirs[f"{name}_{end}"].values[:, i_P, j_P] for end in ("low", "high"))
+        low, high = (ours[f"{name}_{end}"].values[:, i_P, j_P] for end in ("ci_low", "ci_high"))
+        other_low, other_high = (theirs[f"{name}_{end}"].values[:, i_P, j_P] for end in ("ci_low", "ci_high"))
         assert ((low <= other_high) & (other_low <= high)).all(), name
         assert (low < high).all(), name
 
@@ -112,7 +112,7 @@ def test_exact_and_minibatches_agree_on_nano(tmp_path: Path) -> None:
         low, high, other_low, other_high = (
             run.tables["similarity"][f"{name}_{end}"].values[0, i_P, j_P]
             for run in (one, other)
-            for end in ("low", "high")
+            for end in ("ci_low", "ci_high")
         )
         assert ((low <= other_high) & (other_low <= high)).all(), name
         values, others = (run.tables["similarity"][name].values[0, i_P, j_P] for run in (one, other))
