@@ -66,6 +66,8 @@ def _flags(app: App, words: Sequence[str]) -> dict[str, str]:
         _, apps, _ = app.parse_commands(words)
     except CycloptsError:  # it is reported when the command is run
         return {}
+    if apps[-1].default_command is None:  # no command was named
+        return {}
     found = {}
     for argument in apps[-1].assemble_argument_collection(parse_docstring=False):
         for name in argument.names:

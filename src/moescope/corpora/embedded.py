@@ -53,4 +53,4 @@ class EmbeddedCorpus(Corpus):
         rows.sort(key=lambda row: stable_hash(seed, row["document_id"]))
         for row in rows:
             row["text"], truncated = readable(row["text"])
-            yield Document(**row, truncated=truncated)
+            yield Document(license=row.pop("licence"), **row, truncated=truncated)
