@@ -49,7 +49,7 @@ class Run(Outcome):
 
     context: Context
     analyses: dict[str, Analysis]
-    statistics: dict[str, Statistic]
+    statistics: dict[str, Statistic[Any]]
     made: dict[str, xr.Dataset]
     manifest: Manifest
 
@@ -91,14 +91,14 @@ class Run(Outcome):
         return texts | {FINDINGS: findings + "\n"}
 
     @property
-    def state(self) -> Mapping[str, Statistic]:
+    def state(self) -> Mapping[str, Statistic[Any]]:
         """The accumulated statistics by key, to merge or continue."""
         return self.statistics
 
     @cached_property
     def findings(self) -> list[Finding]:
         """What the run found, in sentences computed from its tables."""
-        return find(Results(Path(), self.manifest, self.frames))
+        return find(Results(Path(), self.manifest, dict(self.frames)))
 
     def _answered(self) -> Iterator[tuple[Analysis, xr.Dataset]]:
         return ((self.analyses[name], table) for name, table in self.made.items())
@@ -269,7 +269,7 @@ class _Answers:
 def _answer(
     model: MoEModel,
     steps: Sequence[_Step],
-    statistics: Mapping[str, Statistic],
+    statistics: Mapping[str, Statistic[Any]],
     context: Context,
     notes: list[str],
 ) -> _Answers:
@@ -289,9 +289,9 @@ def _answer(
                 measured[step.analysis],
                 {name: answers.tables[other] for name, other in step.needs.items() if other in answers.tables},
                 {
-                    name: str(getattr(error, "found", error))
+                    name: str(getattr(why, "found", why))
                     for name, other in step.needs.items()
-                    if (error := answers.failed.get(other)) is not None
+                    if (why := answers.failed.get(other)) is not None
                 },
             )
             try:
@@ -313,7 +313,7 @@ def _noted(notes: list[str]) -> Iterator[None]:
             show(message, category, *where, **more)
 
         warnings.simplefilter("always", MoescopeWarning)
-        warnings.showwarning = record  # type: ignore[assignment]
+        warnings.showwarning = record
         yield
 
 
@@ -352,9 +352,9 @@ def _asked(
     return asked
 
 
-def _statistics(steps: Sequence[_Step], context: Context) -> dict[str, Statistic]:
+def _statistics(steps: Sequence[_Step], context: Context) -> dict[str, Statistic[Any]]:
     """All accumulators of all analyses; one is shared by those that declare it under the same key."""
-    statistics: dict[str, Statistic] = {}
+    statistics: dict[str, Statistic[Any]] = {}
     for step in steps:
         for key, statistic in step.analysis.statistics(context).items():
             known = statistics.setdefault(key, statistic)

@@ -68,7 +68,7 @@ def _flags(app: App, words: Sequence[str]) -> dict[str, str]:
         return {}
     if apps[-1].default_command is None:  # no command was named
         return {}
-    found = {}
+    found: dict[str, str] = {}
     for argument in apps[-1].assemble_argument_collection(parse_docstring=False):
         for name in argument.names:
             if name.startswith("--"):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moescope.results.writing import ResultsFolder
 
@@ -82,7 +82,7 @@ class Outcome(ABC):
         return {}
 
     @property
-    def state(self) -> Mapping[str, Statistic]:
+    def state(self) -> Mapping[str, Statistic[Any]]:
         """The accumulated statistics by file name without suffix, to merge or continue."""
         return {}
 

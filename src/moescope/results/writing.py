@@ -219,7 +219,7 @@ class ResultsFolder:
                 for suffix, content in files.items():
                     self._place("figures", f"{name}.{suffix}").write_bytes(content)
 
-    def write_state(self, name: str, statistic: Statistic) -> None:
+    def write_state(self, name: str, statistic: Statistic[Any]) -> None:
         """Writes `state/name.safetensors`, to merge or continue."""
         with _surroundings(self.path):
             statistic.save(self._place("state", f"{name}.safetensors"))
