@@ -22,6 +22,7 @@ _NAMES_OF_K = (
     "top_k_experts",
     "num_experts_top_k",
 )
+_SEE = "compare its config.json with the one that was published: numbers of experts and of experts per token"
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype")
 
 
@@ -90,6 +91,24 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
         num_active_parameters=total - routed + routed * per_token // counts[0],
         config_hash=config_hash(whole.config),
     )
+
+
+def check_counts(facts: ModelFacts, name: str) -> None:
+    """Refuses numbers of experts that no routing can come from.
+
+    Raises:
+        ModelError: There are no experts, none is selected, or more are than there are.
+    """
+    if facts.num_experts < 1:
+        raise ModelError(
+            f"the layers of {name} hold {facts.num_experts} routed experts", expected="at least one", remedy=_SEE
+        )
+    if not 1 <= facts.num_experts_per_token <= facts.num_experts:
+        raise ModelError(
+            f"{name} sends each token to {facts.num_experts_per_token} of {facts.num_experts} experts",
+            expected="at least one expert, and no more than there are",
+            remedy=_SEE,
+        )
 
 
 def bytes_needed(whole: PreTrainedModel, where: Layout, num_blocks: int, dtype: torch.dtype) -> int:

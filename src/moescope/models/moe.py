@@ -69,14 +69,12 @@ class MoEModel:
         """The checkpoint's tokenizer.
 
         Raises:
-            ModelError: It has none.
+            ModelError: It has none that can be used; says why.
         """
-        if self._tokenizer is None:
-            raise ModelError(
-                f"{self.name} has no tokenizer",
-                expected="tokenizer.json or tokenizer_config.json beside config.json",
-                remedy="save the model's tokenizer into the same folder",
-            )
+        if isinstance(self._tokenizer, ModelError):
+            # A new one each time: an error that was raised before keeps the frames it passed through.
+            problem = self._tokenizer
+            raise ModelError(problem.found, expected=problem.expected, remedy=problem.remedy) from problem.__cause__
         return self._tokenizer
 
     @property

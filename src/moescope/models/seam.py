@@ -169,6 +169,11 @@ def attach(seam: LayerSeam) -> None:
     seam.experts.__dict__[_ATTRIBUTE] = seam
 
 
+def seam_of(experts: nn.Module) -> LayerSeam | None:
+    """The seam that an experts module goes through; None where it has none."""
+    return experts.__dict__.get(_ATTRIBUTE)
+
+
 def enters(module: nn.Module) -> bool:
     """Whether a module's calls are dispatched through transformers' experts interface."""
     return all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed")) and hasattr(
