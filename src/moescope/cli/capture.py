@@ -115,6 +115,7 @@ def load(options: ModelOptions, *, whole_depth: bool = False) -> MoEModel:
             dtype=options.dtype,
             device=options.device,
             layers=None if whole_depth else options.layers,
+            trust_remote_code=options.trust_remote_code,
         )
 
 

@@ -97,7 +97,13 @@ def intervene(
     if not prompt.strip():
         raise UsageError("the prompt is empty", expected='a text, as in --prompt "Data collected by"')
 
-    chosen = ModelOptions(model=options.model, revision=options.revision, dtype=options.dtype, device=options.device)
+    chosen = ModelOptions(
+        model=options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
     quieten(verbose=options.verbose, downloads=may_download(chosen))
     started = time.perf_counter()
     with working("starting"):

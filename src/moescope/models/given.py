@@ -54,7 +54,7 @@ def wrap(model: nn.Module, tokenizer: Any, **other: Any) -> MoEModel:
         facts = gather_facts(hf, where, name)
     check_counts(facts, name)
     own = given_tokenizer(tokenizer, hf.config, name, facts.vocab_size)
-    made = MoEModel(name, hf, facts, where, tokenizer=own.tokenizer if own.problem is None else own.problem)
+    made = MoEModel(name, hf, facts, where, tokenizer=own.tokenizer, tokenizer_problem=own.problem)
     _give_back(hf, where)
     if own.beyond:
         refuse_beyond(hf.get_input_embeddings(), own.beyond, name)

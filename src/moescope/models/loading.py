@@ -91,7 +91,8 @@ def load_model(
         facts,
         here,
         revision=source.revision,
-        tokenizer=own.tokenizer if own.problem is None else own.problem,
+        tokenizer=own.tokenizer,
+        tokenizer_problem=own.problem,
         complete=num_blocks == facts.num_blocks,
     )
     if own.beyond:

@@ -50,6 +50,7 @@ class MoEModel:
         *,
         revision: str | None = None,
         tokenizer: Any = None,
+        tokenizer_problem: ModelError | None = None,
         complete: bool = True,
     ) -> None:
         self.name = name
@@ -63,6 +64,7 @@ class MoEModel:
         self.rules: dict[int, RouterRule] = {}
         self.probe: Any = None
         self._tokenizer = tokenizer
+        self._tokenizer_problem = tokenizer_problem
 
     @property
     def tokenizer(self) -> Any:
@@ -71,9 +73,9 @@ class MoEModel:
         Raises:
             ModelError: It has none that can be used; says why.
         """
-        if isinstance(self._tokenizer, ModelError):
+        if self._tokenizer is None:
+            problem = self._tokenizer_problem or ModelError(f"{self.name} has no tokenizer")
             # A new one each time: an error that was raised before keeps the frames it passed through.
-            problem = self._tokenizer
             raise ModelError(problem.found, expected=problem.expected, remedy=problem.remedy) from problem.__cause__
         return self._tokenizer
 
