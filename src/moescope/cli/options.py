@@ -56,8 +56,8 @@ class ModelChoice:
     trust_remote_code: Annotated[
         bool, Parameter(name="--trust-remote-code", negative="", show_default=False, group=MODEL)
     ] = False
-    """Run Python code that the checkpoint brings, where transformers does not know the model or its tokenizer; a warning
-    names the files. That code can do whatever you can do: read it first. Default: no code of a checkpoint is run."""
+    """Run Python code that the checkpoint brings, where transformers does not know the model or its tokenizer; a
+    warning names the files. That code can do whatever you can do: read it first. Default: none is run."""
 
 
 @Parameter(name="*")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch
 import transformers
 from transformers import AutoModel, PreTrainedModel
 
-from moescope.errors import EnvironmentFailure, ModelError, UsageError
+from moescope.errors import EnvironmentFailure, ModelError, MoescopeWarning, UsageError
 from moescope.models import checkpoint, layout
 from moescope.models.architecture import Architecture, read_architecture
 from moescope.models.expansion import check_declared, check_expansion, expanding
@@ -29,6 +31,8 @@ _WEIGHTS = "tensors of the names and shapes its config.json declares"
 _AGAIN = "copy or download the checkpoint again"
 # Weights may be fewer than config.json declares by what these elements take before that is refused unread.
 _SLACK = 2**26
+# Tensors that checkpoints hold beside their weights: positions, scales of activations and of caches.
+_NO_WEIGHT = re.compile(r"rotary|inv_freq|scale|_extra_state|position_ids|masked_bias")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -251,6 +255,14 @@ def _check_report(hf: PreTrainedModel, report: Any, is_beyond: Callable[[str], b
             f"{name} lacks {len(lacking)} tensors: {', '.join(lacking[:3])}",
             expected="all tensors its config.json declares",
             remedy=_AGAIN,
+        )
+    unused = sorted(key for key in report["unexpected_keys"] if not is_beyond(key) and not _NO_WEIGHT.search(key))
+    if unused:
+        warnings.warn(
+            f"{name} has {len(unused)} tensors that {hf.config.model_type} has no use for ({', '.join(unused[:3])}): "
+            "what is measured is the model without them",
+            MoescopeWarning,
+            stacklevel=2,
         )
     # What stands after the blocks was not read. Nobody should take the values it was filled with for weights.
     for key in missing:
