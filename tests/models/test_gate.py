@@ -21,19 +21,25 @@ from moescope.models.gate import is_inner_name
 from tests.families import FAMILIES, build, save, tokenizer
 
 OWN_CONFIG = """
-import pathlib; pathlib.Path(__file__).with_name("ran").touch()
+import pathlib
 pathlib.Path({marker!r}).touch()
 from transformers import Qwen3MoeConfig
 class OwnConfig(Qwen3MoeConfig):
     model_type = "own_moe"
 """
 OWN_MODEL = """
-from transformers import Qwen3MoeForCausalLM
+from transformers import Qwen3MoeForCausalLM, Qwen3MoeModel
 from .configuration_own import OwnConfig
 class OwnForCausalLM(Qwen3MoeForCausalLM):
     config_class = OwnConfig
+class OwnModel(Qwen3MoeModel):
+    config_class = OwnConfig
 """
-AUTO_MAP = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+AUTO_MAP = {
+    "AutoConfig": "configuration_own.OwnConfig",
+    "AutoModel": "modeling_own.OwnModel",
+    "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +101,8 @@ def test_a_family_that_transformers_knows_is_loaded_by_transformers(folder: Path
 
 def test_trusted_code_runs_and_is_named(folder: Path) -> None:
     marker = with_own_code(folder, "own_moe")
+    # Names as the modules have them: transformers renames tensors only for families that it knows.
+    save_file(build("qwen3_moe").state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.warns(MoescopeWarning, match=r"runs code of its own.*configuration_own.py, modeling_own.py"):
         model = load_model(str(folder), trust_remote_code=True)
     assert marker.exists()

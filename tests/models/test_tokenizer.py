@@ -39,8 +39,8 @@ def without_tokenizer(folder: Path) -> Path:
 
 def test_a_padding_token_without_a_row_does_not_matter(folder: Path) -> None:
     made = tokenizer()
-    made.add_special_tokens({"pad_token": "[PAD]"})
     made.add_tokens([f"<extra_{number}>" for number in range(20)])
+    made.add_special_tokens({"pad_token": "[PAD]"})
     made.save_pretrained(folder)
     with pytest.warns(MoescopeWarning, match=r"6 tokens of .* have ids beyond the embedding's 272 rows"):
         model = load_model(str(folder))
@@ -49,7 +49,7 @@ def test_a_padding_token_without_a_row_does_not_matter(folder: Path) -> None:
     assert model.last_hidden(ids) is not None
     ids = model.tokenizer("text <extra_19>", return_tensors="pt").input_ids
     for run in (model.last_hidden, model.hf):
-        with pytest.raises(ModelError, match=r"holds the token '<extra_19>' \(id 277\)"):
+        with pytest.raises(ModelError, match=r"holds the token '<extra_19>' \(id 276\)"):
             run(ids)
 
 
@@ -104,10 +104,10 @@ def test_the_reason_why_a_tokenizer_can_not_be_read_is_kept(folder: Path) -> Non
 def test_files_that_are_no_tokenizer(folder: Path, name: str) -> None:
     without_tokenizer(folder)
     (folder / name).write_text("nothing")
-    with pytest.raises(ModelError, match="the tokenizer of") as error:
+    with pytest.raises(
+        ModelError, match=r"the tokenizer of .* (can't be read|has no tokens|turns a word into no tokens)"
+    ):
         _ = load_model(str(folder)).tokenizer
-    assert name in str(error.value)
-    assert "has no tokenizer" not in str(error.value)
 
 
 def own_tokenizer(folder: Path, keep_json: bool) -> Path:
@@ -115,7 +115,9 @@ def own_tokenizer(folder: Path, keep_json: bool) -> Path:
     (folder / "tokenization_own.py").write_text(CODE.format(marker=str(marker)))
     path = folder / "tokenizer_config.json"
     auto_map = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "OwnTokenizer", "auto_map": auto_map}))
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "tokenizer_class": "OwnTokenizer", "auto_map": auto_map})
+    )
     if not keep_json:
         (folder / "tokenizer.json").rename(folder / "own-tokenizer.json")
     return marker

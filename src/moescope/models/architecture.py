@@ -38,7 +38,6 @@ class Architecture:
         config: transformers' configuration of it.
         auto_class: What builds the model with its head.
         code: Files of the checkpoint's own that run; empty unless it is trusted and transformers has no code for it.
-        block_size: Rows and columns that a scale of FP8 weights stands for, as declared; None for all others.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Architecture:
     config: PreTrainedConfig
     auto_class: Any
     code: tuple[str, ...] = ()
-    block_size: Any = None
 
     def check_tensors(self, names: Iterable[str]) -> None:
         """Refuses a config.json that declares more blocks than there are tensors of, before they are built.
@@ -106,13 +104,10 @@ def read_architecture(source: Source, *, trust_remote_code: bool) -> Architectur
     ):
         if code:
             config = AutoConfig.from_pretrained(source.folder, trust_remote_code=True, local_files_only=True)
+            config._attn_implementation = config._experts_implementation = None
         else:
             config = CONFIG_MAPPING[declared["model_type"]].from_dict(copy.deepcopy(declared))
-    quantization = declared.get("quantization_config") or {}
-    block_size = quantization.get("weight_block_size", [128, 128]) if isinstance(quantization, dict) else None
-    if isinstance(quantization, dict) and quantization.get("quant_method") != "fp8":
-        block_size = None
-    return Architecture(source.name, declared, config, _auto_class(config, source.name, code), code, block_size)
+    return Architecture(source.name, declared, config, _auto_class(config, source.name, code), code)
 
 
 def _refuse_unknown(model_type: str, code: tuple[str, ...], name: str) -> None:

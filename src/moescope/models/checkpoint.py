@@ -21,6 +21,7 @@ from moescope.models.gate import Stored, inside, read_generation, read_headers, 
 NANO = "nano"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+
 _ADAPTER = "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -57,8 +58,8 @@ class Staged:
 
 
 @contextmanager
-def located(name_or_path: str, revision: str | None) -> Iterator[Source]:
-    """Finds a checkpoint by name: "nano", a folder, or a hub id. Fetches no weights yet.
+def located(name_or_path: str, revision: str | None, *, with_code: bool = False) -> Iterator[Source]:
+    """Finds a checkpoint by name: "nano", a folder, or a hub id. Fetches no weights yet, and code only `with_code`.
 
     Raises:
         ModelError: There is no such checkpoint, or the folder is none.
@@ -93,7 +94,7 @@ def located(name_or_path: str, revision: str | None) -> Iterator[Source]:
             remedy="check the spelling; a relative path counts from the current folder",
         )
     else:
-        yield _from_hub(name_or_path, revision)
+        yield _from_hub(name_or_path, revision, with_code)
 
 
 def weight_map(source: Source) -> dict[str, str] | None:
@@ -290,11 +291,12 @@ def _file(source: Source, name: str) -> Path | None:
         raise _hub_failure(source.repository, error) from error
 
 
-def _from_hub(repository: str, revision: str | None) -> Source:
+def _from_hub(repository: str, revision: str | None, with_code: bool) -> Source:
     from huggingface_hub import snapshot_download
 
+    patterns = [*_SMALL_FILES, "*.py"] if with_code else list(_SMALL_FILES)
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(_SMALL_FILES)))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:
         raise _hub_failure(repository, error) from error
     # The cache keeps each commit in a folder of its name.

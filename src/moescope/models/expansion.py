@@ -142,7 +142,7 @@ def check_declared(config: Any, stored: Mapping[str, Stored], name: str) -> None
 
 
 @torch.no_grad()
-def check_expansion(model: MoEModel, stored: Mapping[str, Stored], declared: Any) -> None:
+def check_expansion(model: MoEModel, stored: Mapping[str, Stored], config: Any) -> None:
     """Expands one tensor of each kind again and compares it with what was loaded.
 
     Kinds are told apart by how values and scales are stored, by whether the last blocks are partial, and by where
@@ -151,12 +151,14 @@ def check_expansion(model: MoEModel, stored: Mapping[str, Stored], declared: Any
     Args:
         model: The loaded model.
         stored: What the files hold.
-        declared: The declared `weight_block_size`; None for MXFP4.
+        config: The checkpoint's configuration, which declares how they are quantized.
 
     Raises:
         ModelError: A tensor was not expanded as its formula says, or no tensor of a kind could be compared.
     """
     compared: dict[tuple[Any, ...], bool] = {}
+    quantization = _declared(config)
+    declared = quantization.get("weight_block_size", (128, 128)) if quantization["quant_method"] == "fp8" else None
     for name, tensor in stored.items():
         if not _is_narrow(name, tensor):
             continue

@@ -65,7 +65,8 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
     """Reads the facts off a model, which may be on the meta device.
 
     Raises:
-        ModelError: Layers differ in their number of experts.
+        ModelError: Layers differ in their number of experts, there are none, or a token is sent to none or to more than
+            there are.
     """
     config = text_config(whole.config)
     experts: list[Any] = [where.experts_module(whole, layer) for layer in where.experts]
@@ -74,6 +75,7 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
         raise ModelError(f"the layers of {name} have {counts} experts", expected="as many experts in every MoE layer")
     first = next(iter(where.experts))
     per_token = _experts_per_token(config, where.router_candidates(whole, first).values())
+    _check_counts(counts[0], per_token, name)
     routed = sum(parameter.numel() for module in experts for parameter in module.parameters())
     total = sum(parameter.numel() for parameter in whole.parameters())
     return ModelFacts(
@@ -93,19 +95,15 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
     )
 
 
-def check_counts(facts: ModelFacts, name: str) -> None:
-    """Refuses numbers of experts that no routing can come from.
-
-    Raises:
-        ModelError: There are no experts, none is selected, or more are than there are.
-    """
-    if facts.num_experts < 1:
+def _check_counts(num_experts: int, per_token: int, name: str) -> None:
+    """Refuses numbers of experts that no routing can come from."""
+    if num_experts < 1:
         raise ModelError(
-            f"the layers of {name} hold {facts.num_experts} routed experts", expected="at least one", remedy=_SEE
+            f"the layers of {name} hold {num_experts} routed experts", expected="at least one", remedy=_SEE
         )
-    if not 1 <= facts.num_experts_per_token <= facts.num_experts:
+    if not 1 <= per_token <= num_experts:
         raise ModelError(
-            f"{name} sends each token to {facts.num_experts_per_token} of {facts.num_experts} experts",
+            f"{name} sends each token to {per_token} of {num_experts} experts",
             expected="at least one expert, and no more than there are",
             remedy=_SEE,
         )

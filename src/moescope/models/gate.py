@@ -227,13 +227,21 @@ def check_depth(num_blocks: int, tensor_names: Iterable[str], checkpoint: str) -
     Raises:
         ModelError: It does.
     """
-    numbers = [int(number) for name in tensor_names for number in _IN_BLOCK.findall(name) if len(number) < 7]
+    # A block's number is the first in a tensor's name; those of experts follow.
+    found = (_IN_BLOCK.search(name) for name in tensor_names)
+    numbers = [int(match[1]) for match in found if match and len(match[1]) < 7]
     if numbers and num_blocks > max(numbers) + 1:
         raise ModelError(
             f"the config.json of {checkpoint} declares {num_blocks} blocks, its tensors are of {max(numbers) + 1}",
             expected="tensors of every block",
             remedy="copy or download the checkpoint again",
         )
+
+
+def is_in_block_from(num_blocks: int, name: str) -> bool:
+    """Whether a tensor is of a block that lies after the first `num_blocks`."""
+    match = _IN_BLOCK.search(name)
+    return match is not None and int(match[1]) >= num_blocks
 
 
 def check_tokenizer_files(folder: Path, checkpoint: str) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from moescope.errors import UsageError
-from moescope.models.facts import check_counts, gather_facts
+from moescope.models.facts import gather_facts
 from moescope.models.layout import Layout, find_layout
 from moescope.models.moe import MoEModel
 from moescope.models.probe import probe
@@ -52,7 +52,6 @@ def wrap(model: nn.Module, tokenizer: Any, **other: Any) -> MoEModel:
     ):
         where = find_layout(hf, name)
         facts = gather_facts(hf, where, name)
-    check_counts(facts, name)
     own = given_tokenizer(tokenizer, hf.config, name, facts.vocab_size)
     made = MoEModel(name, hf, facts, where, tokenizer=own.tokenizer, tokenizer_problem=own.problem)
     _give_back(hf, where)

@@ -19,8 +19,8 @@ from moescope.errors import EnvironmentFailure, ModelError, MoescopeWarning, Usa
 from moescope.models import checkpoint, layout
 from moescope.models.architecture import Architecture, read_architecture
 from moescope.models.expansion import check_declared, check_expansion, expanding
-from moescope.models.facts import ModelFacts, bytes_needed, check_counts, gather_facts
-from moescope.models.gate import Stored
+from moescope.models.facts import ModelFacts, bytes_needed, gather_facts
+from moescope.models.gate import Stored, is_in_block_from
 from moescope.models.given import is_model, wrap
 from moescope.models.moe import MoEModel
 from moescope.models.probe import probe
@@ -31,8 +31,9 @@ _WEIGHTS = "tensors of the names and shapes its config.json declares"
 _AGAIN = "copy or download the checkpoint again"
 # Weights may be fewer than config.json declares by what these elements take before that is refused unread.
 _SLACK = 2**26
-# Tensors that checkpoints hold beside their weights: positions, scales of activations and of caches.
-_NO_WEIGHT = re.compile(r"rotary|inv_freq|scale|_extra_state|position_ids|masked_bias")
+# Tensors that checkpoints hold beside their weights: positions, scales of activations and of caches, and weights of
+# modules that predict several tokens at once, which transformers leaves out.
+_NO_WEIGHT = re.compile(r"rotary|inv_freq|scale|_extra_state|position_ids|masked_bias|mtp")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
@@ -74,7 +75,10 @@ def load_model(
         return wrap(name_or_path, tokenizer, revision=revision, dtype=dtype, device=device, layers=layers)
     name, wanted_layers = _checked_arguments(name_or_path, tokenizer, layers)
     placed = _device_map(device)
-    with checkpoint.located(name, revision) as source, _quiet(bars=name != checkpoint.NANO):
+    with (
+        checkpoint.located(name, revision, with_code=trust_remote_code) as source,
+        _quiet(bars=name != checkpoint.NANO),
+    ):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
         files_of = checkpoint.weight_map(source)
         whole, where, facts = _structure(found, files_of, source.name)
@@ -104,7 +108,7 @@ def load_model(
     with refusing(f"a forward pass of {source.name} fails", expected="a model that runs", remedy=_AGAIN):
         probe(model)
     if stored:
-        check_expansion(model, stored, found.block_size)
+        check_expansion(model, stored, found.config)
     return model
 
 
@@ -138,7 +142,7 @@ def inspect_checkpoint(
         UsageError: A layer or dtype that does not exist.
     """
     name, wanted_layers = _checked_arguments(name_or_path, None, layers)
-    with checkpoint.located(name, revision) as source, _quiet(bars=True):
+    with checkpoint.located(name, revision, with_code=trust_remote_code) as source, _quiet(bars=True):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
         files_of = checkpoint.weight_map(source)
         whole, where, facts = _structure(found, files_of, source.name)
@@ -184,7 +188,6 @@ def _structure(
     ):
         where = layout.find_layout(whole, name)
         facts = gather_facts(whole, where, name)
-    check_counts(facts, name)
     return whole, where, facts
 
 
@@ -256,7 +259,12 @@ def _check_report(hf: PreTrainedModel, report: Any, is_beyond: Callable[[str], b
             expected="all tensors its config.json declares",
             remedy=_AGAIN,
         )
-    unused = sorted(key for key in report["unexpected_keys"] if not is_beyond(key) and not _NO_WEIGHT.search(key))
+    depth = layout.depth(layout.text_config(hf.config))
+    unused = sorted(
+        key
+        for key in report["unexpected_keys"]
+        if not is_beyond(key) and not _NO_WEIGHT.search(key) and not is_in_block_from(depth, key)
+    )
     if unused:
         warnings.warn(
             f"{name} has {len(unused)} tensors that {hf.config.model_type} has no use for ({', '.join(unused[:3])}): "

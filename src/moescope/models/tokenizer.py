@@ -99,8 +99,9 @@ def fitted(tokenizer: Any, name: str, num_rows: int, *, declared: Any) -> Tokeni
         added = {int(number) for number in tokenizer.added_tokens_decoder}
         sample = [int(number) for number in tokenizer("word")["input_ids"]]
         special = {int(number) for number in tokenizer.all_special_ids}
-    if not ids:
-        raise ModelError(f"the tokenizer of {name} has no tokens", expected=_EXPECTED, remedy=_REMEDY)
+    if not ids or not sample:
+        found = "turns a word into no tokens" if ids else "has no tokens"
+        raise ModelError(f"the tokenizer of {name} {found}", expected=_EXPECTED, remedy=_REMEDY)
     beyond = {number: token for token, number in sorted(ids.items(), key=lambda pair: pair[1]) if number >= num_rows}
     others = [number for number in beyond if number not in added]
     if others or any(number >= num_rows for number in sample):
