@@ -263,8 +263,8 @@ def test_counts_of_experts_are_named(folder: Path) -> None:
     for changes, said in (
         ({"num_experts_per_tok": 0}, "sends each token to 0 of 8 experts"),
         ({"num_experts_per_tok": 9}, "sends each token to 9 of 8 experts"),
-        ({"num_experts_per_tok": 3, "num_experts": 0}, "0 routed experts|not a Mixture-of-Experts"),
-        ({"num_hidden_layers": 0, "num_experts": 8}, r"num_hidden_layers .* is 0[\s\S]*at least one block"),
+        ({"num_experts_per_tok": 3, "num_local_experts": 0}, "0 routed experts|not a Mixture-of-Experts"),
+        ({"num_hidden_layers": 0, "num_local_experts": 8}, r"num_hidden_layers .* is 0[\s\S]*at least one block"),
         ({"num_hidden_layers": 10**6}, r"is 1000000[\s\S]*at most 1,024"),
         ({"num_hidden_layers": 9}, "declares 9 blocks, its tensors are of 3"),
         ({"num_hidden_layers": "3"}, r"is '3'[\s\S]*a whole number"),

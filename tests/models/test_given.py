@@ -91,3 +91,23 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             load_model(model)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_linear_layers_in_int8(family: str) -> None:
+    """Attention and head quantized by torch itself; experts and routers are no linear layers and stay as they are."""
+    plain = build(family)
+    quantized = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
+    packed = [module for module in quantized.modules() if type(module).__module__.startswith("torch.ao.nn.quantized")]
+    assert packed
+    ids = torch.arange(1, 9)[None]
+    before = quantized(input_ids=ids).logits
+    model = load_model(quantized, tokenizer=tokenizer())
+    assert torch.equal(model.hf(input_ids=ids).logits, before)
+    first, second = routings(model), routings(load_model(plain))
+    assert not torch.equal(first[-1].logits_TE, second[-1].logits_TE)
+    agree = (first[0].expert_ids_TK == second[0].expert_ids_TK).float().mean()
+    assert agree > 0.7
+    ours, theirs = (looked.expert_weights(looked.layers[0]).down_EMF for looked in (model, load_model(plain)))
+    assert torch.equal(ours, theirs)

@@ -130,8 +130,9 @@ def read_config(path: Path, checkpoint: str) -> dict[str, Any]:
             expected="a model_type that transformers knows, such as olmoe",
             remedy="copy or download the checkpoint again; a checkpoint in another format has to be converted",
         )
+    config = _admitted(config)
     _check_entries(config, checkpoint, where="", level=0)
-    return _admitted(config)
+    return config
 
 
 def read_generation(path: Path, checkpoint: str) -> dict[str, Any]:
@@ -308,14 +309,17 @@ def _flat(value: Any, level: int = 0) -> Iterator[Any]:
         yield value
 
 
-def _admitted(part: Any) -> Any:
+def _admitted(part: Any, level: int = 0) -> Any:
+    """What a checkpoint may decide; deeper than any configuration is, everything is left for `_check_entries`."""
+    if level > 2 * _DEEPEST:
+        return part
     if isinstance(part, dict):
         return {
-            name: _admitted(value)
+            name: _admitted(value, level + 1)
             for name, value in part.items()
             if not _NOT_FOR_A_CHECKPOINT.match(name) and name not in _methods()
         }
-    return [_admitted(item) for item in part] if isinstance(part, list) else part
+    return [_admitted(item, level + 1) for item in part] if isinstance(part, list) else part
 
 
 @cache

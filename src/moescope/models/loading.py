@@ -231,7 +231,17 @@ def _read(
     if dtype == torch.float64:  # grouped_mm, transformers' choice, knows 32 bits and fewer
         hf.set_experts_implementation("eager")
     _check_report(hf, report, is_beyond, source.name)
+    if quantization:
+        _cast(hf, dtype)
     return hf, ready.stored if quantization else {}
+
+
+def _cast(hf: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives parameters the dtype asked for: of quantized checkpoints transformers leaves the others as they are."""
+    kept = tuple(hf._get_dtype_plan(dtype))
+    for name, parameter in hf.named_parameters():
+        if parameter.dtype != dtype and parameter.is_floating_point() and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _check_amount(
