@@ -154,6 +154,7 @@ def attempt(folder: Path) -> str:
 def main(base: str, seed: str, count: str) -> None:
     """Loads mutants of the checkpoints that are folders of `base`, in turn."""
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_CPU, (120 + 3 * int(count),) * 2)  # what hangs is ended
     bases = sorted(Path(base).iterdir())
     for folder in bases:  # what loading takes by itself
         assert attempt(folder) == "works", folder
