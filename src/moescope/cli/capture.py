@@ -128,6 +128,7 @@ def load(options: ModelChoice, *, whole_depth: bool = False) -> MoEModel:
             dtype=options.dtype,
             device=options.device,
             layers=layers,
+            trust_remote_code=options.trust_remote_code,
         )
 
 

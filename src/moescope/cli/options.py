@@ -108,6 +108,12 @@ class ModelChoice:
     device: Annotated[str | None, Parameter(group=MODEL)] = None
     """Where to compute: cpu, cuda, cuda:1, ... Default: auto, spread over the GPUs there are, the CPU if none."""
 
+    trust_remote_code: Annotated[
+        bool, Parameter(name="--trust-remote-code", negative="", show_default=False, group=MODEL)
+    ] = False
+    """Run Python code that the checkpoint brings, where transformers does not know the model or its tokenizer; a
+    warning names the files. That code can do whatever you can do: read it first. Default: none is run."""
+
 
 @Parameter(name="*")
 @dataclass(kw_only=True)

@@ -37,7 +37,9 @@ class TextEncoder:
         roles = {getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos", "pad", "sep", "cls", "mask")}
         special -= {tokenizer.unk_token_id} - roles
         special.update(self.prefix.tolist(), self.suffix.tolist())
-        self._special_V = np.zeros(max(len(tokenizer), *special, 0) + 1, dtype=np.bool_)
+        # Ids may have holes between them: the largest one counts, not how many there are.
+        largest = max((len(tokenizer), *tokenizer.get_vocab().values(), *special))
+        self._special_V = np.zeros(largest + 1, dtype=np.bool_)
         self._special_V[np.array(sorted(special), dtype=np.int64)] = True
         padding_ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.padding_id: int = next(token for token in padding_ids if token is not None)

@@ -22,6 +22,7 @@ _NAMES_OF_K = (
     "top_k_experts",
     "num_experts_top_k",
 )
+_SEE = "compare its config.json with the one that was published: numbers of experts and of experts per token"
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype")
 
 
@@ -64,7 +65,8 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
     """Reads the facts off a model, which may be on the meta device.
 
     Raises:
-        ModelError: Layers differ in their number of experts.
+        ModelError: Layers differ in their number of experts, there are none, or a token is sent to none or to more than
+            there are.
     """
     config = text_config(whole.config)
     experts: list[Any] = [where.experts_module(whole, layer) for layer in where.experts]
@@ -73,6 +75,7 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
         raise ModelError(f"the layers of {name} have {counts} experts", expected="as many experts in every MoE layer")
     first = next(iter(where.experts))
     per_token = _experts_per_token(config, where.router_candidates(whole, first).values())
+    _check_counts(counts[0], per_token, name)
     routed = sum(parameter.numel() for module in experts for parameter in module.parameters())
     total = sum(parameter.numel() for parameter in whole.parameters())
     return ModelFacts(
@@ -90,6 +93,20 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
         num_active_parameters=total - routed + routed * per_token // counts[0],
         config_hash=config_hash(whole.config),
     )
+
+
+def _check_counts(num_experts: int, per_token: int, name: str) -> None:
+    """Refuses numbers of experts that no routing can come from."""
+    if num_experts < 1:
+        raise ModelError(
+            f"the layers of {name} hold {num_experts} routed experts", expected="at least one", remedy=_SEE
+        )
+    if not 1 <= per_token <= num_experts:
+        raise ModelError(
+            f"{name} sends each token to {per_token} of {num_experts} experts",
+            expected="at least one expert, and no more than there are",
+            remedy=_SEE,
+        )
 
 
 def bytes_needed(whole: PreTrainedModel, where: Layout, num_blocks: int, dtype: torch.dtype) -> int:

@@ -52,6 +52,7 @@ class MoEModel:
         *,
         revision: str | None = None,
         tokenizer: Any = None,
+        tokenizer_problem: ModelError | None = None,
         complete: bool = True,
     ) -> None:
         self.name = name
@@ -65,20 +66,19 @@ class MoEModel:
         self.rules: dict[int, RouterRule] = {}
         self.probe: Any = None
         self._tokenizer = tokenizer
+        self._tokenizer_problem = tokenizer_problem
 
     @property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer.
 
         Raises:
-            ModelError: It has none.
+            ModelError: It has none that can be used; says why.
         """
         if self._tokenizer is None:
-            raise ModelError(
-                f"{self.name} has no tokenizer",
-                expected="tokenizer.json or tokenizer_config.json beside config.json",
-                remedy="save the model's tokenizer into the same folder",
-            )
+            problem = self._tokenizer_problem or ModelError(f"{self.name} has no tokenizer")
+            # A new one each time: an error that was raised before keeps the frames it passed through.
+            raise ModelError(problem.found, expected=problem.expected, remedy=problem.remedy) from problem.__cause__
         return self._tokenizer
 
     @property

@@ -94,8 +94,7 @@ def probe(model: MoEModel) -> None:
         block = model.layout.moe_block(model.hf, layer)
         seam = LayerSeam(layer, model.layout.experts_module(model.hf, layer), block.get_submodule(name), index)
         seam.stock = stock
-        attach(seam)
-        model.seams[layer] = seam
+        model.seams[layer] = attach(seam)
         model.rules[layer] = fits[layer].rule
     model.hf.set_experts_implementation(IMPLEMENTATION)
     _check_listening(model, ids_BS, last_BSM, seen)

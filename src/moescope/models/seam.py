@@ -164,9 +164,22 @@ def _experts_forward(experts: nn.Module, hidden_NM: Tensor, expert_ids_NK: Tenso
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)
 
 
-def attach(seam: LayerSeam) -> None:
-    """Makes a seam the one that its experts module goes through."""
-    seam.experts.__dict__[_ATTRIBUTE] = seam
+def attach(seam: LayerSeam) -> LayerSeam:
+    """Makes a seam the one that its experts module goes through, and returns it.
+
+    One that is there already is kept, with the new one's facts: whoever holds it goes on being told.
+    """
+    known = seam_of(seam.experts)
+    if known is None:
+        seam.experts.__dict__[_ATTRIBUTE] = seam
+        return seam
+    known.router, known.logits_index, known.stock = seam.router, seam.logits_index, seam.stock
+    return known
+
+
+def seam_of(experts: nn.Module) -> LayerSeam | None:
+    """The seam that an experts module goes through; None where it has none."""
+    return experts.__dict__.get(_ATTRIBUTE)
 
 
 def enters(module: nn.Module) -> bool:
