@@ -86,7 +86,7 @@ def test_a_router_no_one_can_see(folder: str, monkeypatch: pytest.MonkeyPatch) -
         return self.experts(flat, ids, weights).reshape(hidden_states.shape)
 
     monkeypatch.setattr(Block, "forward", forward)
-    assert "no module beside the experts puts out 8 numbers a token" in refusal(folder)
+    assert "no module beside the experts outputs 8 numbers per token" in refusal(folder)
 
 
 def test_experts_that_are_not_called(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

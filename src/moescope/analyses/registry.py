@@ -181,6 +181,14 @@ ENTRIES: tuple[Entry, ...] = (
         options=True,
         kind="comparison",
     ),
+    _entry(
+        "intervene",
+        "causes",
+        "Intervention: what scaling or ablating experts does to the next tokens of a prompt.",
+        "intervene",
+        folder="intervention",
+        kind="comparison",
+    ),
 )
 
 

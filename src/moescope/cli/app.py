@@ -15,7 +15,6 @@ QUESTIONS = {
     "causes": Group.create_ordered("Causal effects"),
     "checkpoints": Group.create_ordered("Training checkpoints"),
 }
-CAUSES = QUESTIONS["causes"]
 GLOBAL = Group.create_ordered("Global options")
 
 OWN_MODULES = ("info", "report", "profile", "ablate", "saturation", "intervene")
@@ -43,7 +42,6 @@ def build() -> App:
         ("report", "Answer every question in one pass and write a page about it.", REPORT),
         *((entry.name, entry.summary, QUESTIONS[entry.group]) for entry in registry.entries()),
         *((entry.name, entry.summary, QUESTIONS[entry.group]) for entry in registry.entries("comparison")),
-        ("intervene", "Intervention: what scaling or ablating experts does to the next tokens of a prompt.", CAUSES),
     ]
     for name, summary, group in commands:
         app.command(f"moescope.cli.commands:{name}", name=name, help=summary, group=group)
