@@ -129,15 +129,17 @@ class Sampler:
             "length": self.length,
             "credit": dict(self.credit),
             "streams": {name: (s.epoch, s.index) for name, s in self.streams.items()},
+            "sizes": {name: len(tokens.ids) for name, tokens in self.domains.items()},
         }
 
     def restore(self, state: dict) -> None:
-        """Go to where another sampler of the same seed and text stood."""
+        """Go to where another sampler of the same seed stood; domains whose text is another now start anew."""
         if state["length"]:
             self._set_length(state["length"])
         self.credit = dict(state["credit"])
         for name, (epoch, index) in state["streams"].items():
-            self.streams[name].seek(epoch, index)
+            if state["sizes"][name] == len(self.domains[name].ids):
+                self.streams[name].seek(epoch, index)
 
 
 def make_batch(windows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
