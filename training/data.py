@@ -106,14 +106,15 @@ class Sampler:
             self.streams = {n: Windows(self.domains[n], length, (self.seed, i)) for i, n in enumerate(self.names)}
 
     def draw(self, length: int, tokens_per_domain: int, shards: int) -> list[Batch]:
-        """One batch: windows of at most `length` tokens, cut into shards of about equal size."""
+        """One batch: windows of at most `length` tokens, cut into shards of about equal size, none of them empty."""
         self._set_length(length)
-        windows = []
-        for name in self.names:
-            self.credit[name] += tokens_per_domain
-            while self.credit[name] > 0:
-                windows.append(self.streams[name].take())
-                self.credit[name] -= len(windows[-1][0])
+        windows: list[tuple[np.ndarray, np.ndarray]] = []
+        while len(windows) < shards:  # all domains may have overdrawn their shares
+            for name in self.names:
+                self.credit[name] += tokens_per_domain
+                while self.credit[name] > 0:
+                    windows.append(self.streams[name].take())
+                    self.credit[name] -= len(windows[-1][0])
         # long windows cost more per token (attention), so they are dealt first
         parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(shards)]
         sizes = [0] * shards

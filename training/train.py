@@ -39,7 +39,7 @@ class Recipe:
     load_memory: float = 0.9  # of the running mean of expert loads that the balance loss sees
     # (from this progress on, longest window, tokens of each domain in a batch)
     stages: tuple[tuple[float, int, int], ...] = (
-        (0.0, 256, 64), (0.02, 256, 128), (0.1, 256, 192), (0.5, 512, 256), (0.75, 1024, 384),
+        (0.0, 256, 128), (0.1, 256, 192), (0.5, 512, 256), (0.75, 1024, 384),
     )  # fmt: skip
     seed: int = 0
 

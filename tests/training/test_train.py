@@ -281,6 +281,13 @@ def test_domains_get_equal_shares(config):
     assert all(-32 < credit <= 0 for credit in sampler.credit.values())
 
 
+def test_no_shard_is_empty_where_windows_exceed_the_share(config):
+    sampler = Sampler(make_domains(config), 0)
+    drawn = [sampler.draw(64, 5, 2) for _ in range(40)]
+    assert all(len(batch.ids_T) > 0 for batches in drawn for batch in batches)
+    assert all(-64 < credit <= 0 for credit in sampler.credit.values())
+
+
 def test_a_domain_with_other_text_starts_anew(config):
     domains = make_domains(config)
     sampler = Sampler(domains, 0)
