@@ -106,14 +106,15 @@ class Sampler:
             self.streams = {n: Windows(self.domains[n], length, (self.seed, i)) for i, n in enumerate(self.names)}
 
     def draw(self, length: int, tokens_per_domain: int, shards: int) -> list[Batch]:
-        """One batch: windows of at most `length` tokens, cut into shards of about equal size."""
+        """One batch: windows of at most `length` tokens, cut into shards of about equal size, none of them empty."""
         self._set_length(length)
-        windows = []
-        for name in self.names:
-            self.credit[name] += tokens_per_domain
-            while self.credit[name] > 0:
-                windows.append(self.streams[name].take())
-                self.credit[name] -= len(windows[-1][0])
+        windows: list[tuple[np.ndarray, np.ndarray]] = []
+        while len(windows) < shards:  # all domains may have overdrawn their shares
+            for name in self.names:
+                self.credit[name] += tokens_per_domain
+                while self.credit[name] > 0:
+                    windows.append(self.streams[name].take())
+                    self.credit[name] -= len(windows[-1][0])
         # long windows cost more per token (attention), so they are dealt first
         parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(shards)]
         sizes = [0] * shards
@@ -129,15 +130,17 @@ class Sampler:
             "length": self.length,
             "credit": dict(self.credit),
             "streams": {name: (s.epoch, s.index) for name, s in self.streams.items()},
+            "sizes": {name: len(tokens.ids) for name, tokens in self.domains.items()},
         }
 
     def restore(self, state: dict) -> None:
-        """Go to where another sampler of the same seed and text stood."""
+        """Go to where another sampler of the same seed stood; domains whose text is another now start anew."""
         if state["length"]:
             self._set_length(state["length"])
         self.credit = dict(state["credit"])
         for name, (epoch, index) in state["streams"].items():
-            self.streams[name].seek(epoch, index)
+            if state["sizes"][name] == len(self.domains[name].ids):
+                self.streams[name].seek(epoch, index)
 
 
 def make_batch(windows: list[tuple[np.ndarray, np.ndarray]]) -> Batch:

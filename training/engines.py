@@ -1,7 +1,12 @@
-"""One optimizer step: by the compiled kernels on a CPU, or by the stock transformers model anywhere."""
+"""One optimizer step: by the compiled kernels on a CPU, or by the stock transformers model anywhere.
+
+Both engines have the same state: parameters and both moments of AdamW by the parameters' names. A run may go on with
+another engine than it began with.
+"""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -28,6 +33,7 @@ class KernelEngine:
         self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.models = [FastModel(config, self.flat, exact) for _ in range(shards)]
         self.library = kernels.load(exact)
+        self.name = f"kernels, {'AVX-512 BF16' if kernels.half(exact) else 'AVX2 float32'}, {shards} shards"
         self.pool = ThreadPoolExecutor(shards)
         self._slices = self._cut()
 
@@ -85,12 +91,18 @@ class KernelEngine:
 
     def state(self) -> dict:
         """Everything a resumed run needs."""
-        return {"flat": self.flat, "first": self.first, "second": self.second, "step": self.step_number}
+        shapes = parameter_shapes(self.config)
+        return {
+            "weights": self.weights(), "first": views(self.first, shapes), "second": views(self.second, shapes),
+            "step": self.step_number,
+        }  # fmt: skip
 
     def load_state(self, state: dict) -> None:
-        """Go on from `state`."""
-        for held, name in ((self.flat, "flat"), (self.first, "first"), (self.second, "second")):
-            held.copy_(state[name])
+        """Go on from the `state` of either engine."""
+        shapes = parameter_shapes(self.config)
+        for flat, part in ((self.flat, "weights"), (self.first, "first"), (self.second, "second")):
+            for name, tensor in views(flat, shapes).items():
+                tensor.copy_(state[part][name])
         self.step_number = state["step"]
 
 
@@ -103,21 +115,30 @@ class StockEngine:
         self.model = OlmoeForCausalLM(config)
         self.model.load_state_dict(views(initialize(config, seed), parameter_shapes(config)), strict=False)
         self.model.to(self.device).set_experts_implementation("grouped_mm")
+        # what each layer's router read in the last forward pass
+        self._read: list[torch.Tensor] = [torch.empty(0)] * config.num_hidden_layers
+        for number, layer in enumerate(self.model.model.layers):
+            layer.mlp.gate.register_forward_pre_hook(partial(self._keep, number))
         named = dict(self.model.named_parameters())
         groups = [
             {"params": [p for n, p in named.items() if decays(n)], "weight_decay": WEIGHT_DECAY},
             {"params": [p for n, p in named.items() if not decays(n)], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS, eps=EPS, fused=True)
+        self.name = f"stock, {self.device.type}"
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The parameters by name."""
         return {name: p.detach() for name, p in self.model.named_parameters()}
 
+    def _keep(self, layer: int, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._read[layer] = inputs[0]
+
     def losses(self, batch: Batch, load_LE: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Sum of nats, balance loss (mean over layers), z-loss (mean over layers), counts (layer, expert).
 
-        Documents become rows, padded on the right: under a causal model nothing real sees the padding.
+        Documents become rows, padded on the right: under a causal model nothing real sees the padding. The gradient of
+        balance and z-loss ends at the router's weights.
         """
         lengths = batch.starts.diff().tolist()
         ids = torch.nn.utils.rnn.pad_sequence(list(batch.ids_T.long().split(lengths)), batch_first=True).to(self.device)
@@ -125,12 +146,13 @@ class StockEngine:
         real = torch.arange(ids.shape[1])[None] < torch.tensor(lengths)[:, None]
         real = real.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            out = self.model(input_ids=ids, output_router_logits=True, use_cache=False)
+            out = self.model(input_ids=ids, use_cache=False)
         nats = functional.cross_entropy(out.logits[real].float(), targets_T, ignore_index=-1, reduction="sum")
         experts, chosen = self.config.num_experts, self.config.num_experts_per_tok
         balance, z_loss, counts = [], [], []
-        for layer, logits in enumerate(out.router_logits):
-            logits_TE = logits.reshape(*ids.shape, experts)[real].float()
+        for layer, block in enumerate(self.model.model.layers):
+            hidden_TM = self._read[layer].detach().reshape(*ids.shape, -1)[real].float()
+            logits_TE = functional.linear(hidden_TM, block.mlp.gate.weight)
             p_TE = logits_TE.softmax(-1)
             counts.append(torch.bincount(p_TE.topk(chosen).indices.flatten(), minlength=experts).float())
             load_E = counts[-1] / len(targets_T) if load_LE is None else load_LE[layer].to(self.device)
@@ -160,9 +182,19 @@ class StockEngine:
 
     def state(self) -> dict:
         """Everything a resumed run needs."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        moments = {
+            part: {n: self.optimizer.state[p].get(key, torch.zeros_like(p)) for n, p in self.model.named_parameters()}
+            for part, key in (("first", "exp_avg"), ("second", "exp_avg_sq"))
+        }
+        steps = {int(held["step"]) for held in self.optimizer.state.values() if held} or {0}
+        return {"weights": self.weights(), **moments, "step": steps.pop()}
 
     def load_state(self, state: dict) -> None:
-        """Go on from `state`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from the `state` of either engine."""
+        self.model.load_state_dict(state["weights"], strict=False)  # the output layer is the embedding
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(state["step"]), device=parameter.device),
+                "exp_avg": state["first"][name].to(parameter.device, copy=True),
+                "exp_avg_sq": state["second"][name].to(parameter.device, copy=True),
+            }

@@ -65,7 +65,11 @@ def views(flat: torch.Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, t
 
 
 def initialize(config: OlmoeConfig, seed: int) -> torch.Tensor:
-    """Draw the parameters: normal, std 0.02; matrices that write to the residual stream are scaled down by depth."""
+    """Draw the parameters: normal, std 0.02 or, for matrices, 1 / sqrt(inputs).
+
+    The attention's output is scaled down by depth. The experts' is not: at the start each of K experts has a weight of
+    about 1 / E, which makes their sum small enough.
+    """
     shapes = parameter_shapes(config)
     flat = torch.empty(sum(math.prod(s) for s in shapes.values()))
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +78,7 @@ def initialize(config: OlmoeConfig, seed: int) -> torch.Tensor:
             tensor.fill_(1.0)
             continue
         std = 0.02 if "embed" in name or "mlp.gate" in name else tensor.shape[-1] ** -0.5
-        if "o_proj" in name or "down_proj" in name:
+        if "o_proj" in name:
             std /= math.sqrt(2 * config.num_hidden_layers)
         tensor.normal_(0.0, std, generator=generator)
     return flat
@@ -112,7 +116,7 @@ class FastModel:
         self.weights = views(flat, self.shapes)
         self.flat_grad = torch.zeros_like(flat)
         self.grads = views(self.flat_grad, self.shapes)
-        self.half = torch.float32 if exact else torch.bfloat16
+        self.half = torch.bfloat16 if kernels.half(exact) else torch.float32
         self._call = partial(kernels.call, kernels.load(exact))
         self._buffers: dict[str, torch.Tensor] = {}
         size = config.hidden_size // config.num_attention_heads
@@ -188,8 +192,9 @@ class FastModel:
             num_targets: Predicted tokens of ALL shards: the loss is their mean.
             num_tokens: Tokens of all shards: the balance loss is a mean over them.
             load_LE: `N_e / N` of each layer (rows sum to K) that the balance loss sees; this batch's own when None.
-            balance: Coefficient of the balance loss, mean over layers of `E sum_e load_e P_e`.
-            z_loss: Coefficient of the z-loss, mean over layers and tokens of logsumexp squared.
+            balance: Coefficient of the balance loss, mean over layers of `E sum_e load_e P_e`; its gradient ends at the
+                router's weights.
+            z_loss: Coefficient of the z-loss, mean over layers and tokens of logsumexp squared; likewise.
 
         Returns:
             Sum of the losses in nats, the z-loss's sum, and the counts (layer, expert).
@@ -208,6 +213,7 @@ class FastModel:
         final16, d16 = self._buffer("final16", T, M, **half), self._buffer("d16", T, M, **half)
         dhidden, dx, scale = self._buffer("dhidden", T, M), self._buffer("dx", T, M), self._buffer("final_scale", T)
         draw16, dlogits16 = self._buffer("draw16", T, 3 * M, **half), self._buffer("dlogits16", T, E, **half)
+        dtask16 = self._buffer("dtask16", T, E, **half)
         dweights = self._buffer("dweights", T, K)
         final, dfinal = self.weights["model.norm.weight"], self.grads["model.norm.weight"]
         embed, dembed = self.weights["model.embed_tokens.weight"], self.grads["model.embed_tokens.weight"]
@@ -224,10 +230,12 @@ class FastModel:
                  w("mlp.experts.down_proj"), b("saved", T * K, 2 * F, **half), g("mlp.experts.gate_up_proj"),
                  g("mlp.experts.down_proj"), dhidden, dweights)  # fmt: skip
             call("route_backward", T, E, K, b("logits", T, E), b("p", T, E), ids, dweights,
-                 load_LE[n] * (balance * E / (num_tokens * L)), z_scale, dlogits16, ctypes.byref(z_sum))  # fmt: skip
+                 load_LE[n] * (balance * E / (num_tokens * L)), z_scale, dtask16, dlogits16,
+                 ctypes.byref(z_sum))  # fmt: skip
             z_total += z_sum.value
-            call("linear_backward", T, M, E, dlogits16, hidden16, w("mlp.gate.weight"), dhidden, g("mlp.gate.weight"),
-                 1)  # fmt: skip
+            # Balance and z-loss train the router alone: passed on to what it reads, they turn down the norm before it
+            call("linear_backward", T, M, E, dtask16, hidden16, w("mlp.gate.weight"), dhidden, None, 1)
+            call("linear_backward", T, M, E, dlogits16, hidden16, w("mlp.gate.weight"), None, g("mlp.gate.weight"), 0)
             call("norm_backward", T, M, b("middle", T, M), b("scale2", T), w("post_attention_layernorm.weight"),
                  dhidden, dx, g("post_attention_layernorm.weight"))  # fmt: skip
             # dx is now the gradient of `middle`, where attention joined the residual stream

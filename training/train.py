@@ -2,7 +2,7 @@
 
 Until the decay starts the budget may change, on resuming or by `control.json` beside the checkpoints (`{"minutes": 85}`
 or `{"tokens": 30000000}`, read before every step). Minutes are those spent in steps: a process that is stopped and
-continued, or killed and resumed, loses nothing.
+continued, or killed and resumed, loses nothing. While there is a file `PAUSE` beside the checkpoints no step begins.
 """
 
 import argparse
@@ -30,15 +30,17 @@ HERE = Path(__file__).parent
 class Recipe:
     """What decides the result, besides text and seed."""
 
-    rate: float = 4e-3
+    rate: float = 3e-3
     warmup_steps: int = 100
     decay_from: float = 0.7  # progress
     final_rate: float = 0.01  # of `rate`
-    balance: float = 0.05
+    balance: float = 0.01
     z_loss: float = 0.001
     load_memory: float = 0.9  # of the running mean of expert loads that the balance loss sees
     # (from this progress on, longest window, tokens of each domain in a batch)
-    stages: tuple[tuple[float, int, int], ...] = ((0.0, 256, 128), (0.1, 256, 256), (0.5, 512, 384), (0.75, 1024, 512))
+    stages: tuple[tuple[float, int, int], ...] = (
+        (0.0, 256, 128), (0.1, 256, 192), (0.5, 512, 256), (0.75, 1024, 384),
+    )  # fmt: skip
     seed: int = 0
 
     def rate_at(self, step: int, progress: float) -> float:
@@ -107,11 +109,26 @@ class Training:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.engine.load_state(state["engine"])
         self.sampler.restore(state["sampler"])
         self.load_LE = state["load"]
         self.steps, self.tokens, self.seconds = state["steps"], state["tokens"], state["seconds"]
+
+
+def expert_norm_gains(weights: dict[str, torch.Tensor]) -> list[float]:
+    """Mean absolute gain of the norm before the experts, by layer."""
+    return [w.abs().mean().item() for name, w in weights.items() if name.endswith("post_attention_layernorm.weight")]
+
+
+def rewind(folder: Path, steps: int) -> None:
+    """Drop from the logs what a killed process did after its last checkpoint: it will be done again."""
+    for path in (folder / "train.jsonl", folder / "snapshots.jsonl"):
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= steps]
+            if kept != lines:
+                path.write_text("".join(kept))
 
 
 def run(
@@ -133,7 +150,10 @@ def run(
     losses: list[float] = []
     marks = sorted({0.01, *(i / snapshots for i in range(1, snapshots + 1))})
     passed = bisect(marks, budget.progress(training.seconds, training.tokens))
+    rewind(folder, training.steps)
     while True:
+        while (folder / "PAUSE").exists() and not stop:
+            time.sleep(1.0)
         if control.exists():
             for name, value in json.loads(control.read_text()).items():
                 setattr(budget, name, value)
@@ -156,6 +176,8 @@ def run(
                 "tokens_per_second": round((training.tokens - window[1]) / (training.seconds - window[0])),
                 "load_min": [round(v, 5) for v in load_LE.amin(-1).tolist()],
                 "load_max": [round(v, 5) for v in load_LE.amax(-1).tolist()],
+                "gain": [round(v, 4) for v in expert_norm_gains(training.engine.weights())],
+                "engine": training.engine.name,
             }  # fmt: skip
             with (folder / "train.jsonl").open("a") as file:
                 print(json.dumps(record), file=file)

@@ -204,6 +204,28 @@ def test_split_keeps_held_out_and_training_documents_apart():
     assert all(document.text.strip() in originals[document.key] for document in held_out)
 
 
+def test_further_training_text_leaves_the_choice_alone_and_repeats_no_passage(monkeypatch):
+    domain = next(domain for domain in DOMAINS if domain.name == "novels")
+    shared = " ".join(f"shared{number}" for number in range(20))
+    documents = []
+    for number in range(300):
+        paragraphs = [" ".join(f"word{number}x{part}x{i}" for i in range(30)) for part in range(8)]
+        if number % 3 == 0:
+            paragraphs[4:4] = [shared]  # a few repeated lines do not keep a document from being held out
+        documents.append(Document(f"book/{number}", clean("\n\n".join(paragraphs)), ""))
+    monkeypatch.setattr("training.corpus.hold_out.TRAINING_BYTES", 100_000)
+    monkeypatch.setattr("training.corpus.hold_out.FURTHER_BYTES", 0)
+    held_out, training = split(domain, documents, [], seed=3)
+    monkeypatch.setattr("training.corpus.hold_out.FURTHER_BYTES", 150_000)
+    again, more = split(domain, documents, [], seed=3)
+    assert again == held_out
+    assert more[: len(training)] == training
+    further = more[len(training) :]
+    assert sum(len(document.text) for document in further) >= 150_000
+    assert any(shared in document.text for document in held_out)
+    assert not any(shared in document.text for document in further)
+
+
 @given(st.integers(0, 1000))
 def test_a_passage_is_whole_paragraphs_of_the_asked_length(seed):
     domain = DOMAINS[0]

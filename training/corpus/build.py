@@ -93,9 +93,11 @@ def table(parts: Sequence[DomainTexts], held_out: bool) -> pa.Table:
 
 
 def write(rows: pa.Table, path: Path, level: int) -> None:
-    """Write a table the same way every time."""
+    """Write a table the same way every time, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows, path, compression="zstd", compression_level=level, write_statistics=False)
+    partial = path.with_suffix(".part")
+    pq.write_table(rows, partial, compression="zstd", compression_level=level, write_statistics=False)
+    partial.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

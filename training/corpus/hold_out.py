@@ -3,7 +3,7 @@
 import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from training.corpus.deduplicate import KnownRuns
@@ -12,6 +12,7 @@ from training.corpus.domains import Domain
 
 HELD_OUT_DOCUMENTS = 48
 TRAINING_BYTES = 4_500_000
+FURTHER_BYTES = 7_500_000
 MAX_REPEATED_SHARE = 0.15
 REPEAT_WINDOW = 64
 
@@ -39,7 +40,8 @@ def split(
     Documents come in an order drawn by a hash of the seed and their key alone, so the pages of the four translations
     of one handbook come in the same order. From the front, those that can be cut to a passage and repeat little of
     the rest are held out; of the others, `TRAINING_BYTES` are trained on. Nothing else of a held-out document is used:
-    what surrounds a passage is neither shipped nor trained on.
+    what surrounds a passage is neither shipped nor trained on. Up to `FURTHER_BYTES` more are trained on, of documents
+    that share no run of `REPEAT_WINDOW` characters with a passage, so what is held out repeats no more than before.
 
     Args:
         domain: What is split.
@@ -67,6 +69,7 @@ def split(
 
     # A candidate is judged against everything else that could be trained on or held out.
     training = _take(rest, TRAINING_BYTES)
+    further = rest[len(training) :]
     known = KnownRuns((document.text for document in training), REPEAT_WINDOW)
     held_out: list[Document] = []
     for document, passage in candidates:
@@ -82,7 +85,10 @@ def split(
         raise TooLittleTextError(f"{domain.name}: {len(held_out)} documents qualify, {HELD_OUT_DOCUMENTS} are needed")
     training.sort(key=lambda document: _draw(seed, document.key))
     training += sorted(train_only, key=lambda document: _draw(seed, document.key))
-    return held_out, _take(training, TRAINING_BYTES)
+    taken = _take(training, TRAINING_BYTES)
+    passages = KnownRuns((passage.text for passage in held_out), REPEAT_WINDOW)
+    apart = (other for other in [*training[len(taken) :], *further] if not passages.found_in(other.text).any())
+    return held_out, [*taken, *_take(apart, FURTHER_BYTES)]
 
 
 def cut_passage(text: str, domain: Domain, rng: random.Random) -> str | None:
@@ -108,7 +114,7 @@ def _draw(seed: int, key: str) -> str:
     return hashlib.sha256(f"{seed} {key}".encode()).hexdigest()
 
 
-def _take(documents: Sequence[Document], size: int) -> list[Document]:
+def _take(documents: Iterable[Document], size: int) -> list[Document]:
     taken = []
     for document in documents:
         if size <= 0:

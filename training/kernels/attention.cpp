@@ -24,19 +24,19 @@ struct Head {
 
 // Scores of query rows i0..i0+rows against keys 0..keys; masked entries are left for the caller.
 void scores(const Head& head, const bf16* q, const word* k_turned, int i0, int rows, int keys, float* out) {
-    multiply(rows, keys, head.D / 2, (const word*)(q + (size_t)i0 * head.M), head.M / 2, 1, k_turned, head.padded, out, head.padded, false);
+    multiply(rows, keys, head.D / PAIR, (const word*)(q + (size_t)i0 * head.M), head.M / PAIR, 1, k_turned, head.padded, out, head.padded, false);
 }
 
 void forward_head(const Head& head, const bf16* q, const bf16* k, const bf16* v, bf16* out, float* lse, int lse_stride) {
     int L = head.L, P = head.padded, D = head.D;
-    SCRATCH(word, k_turned, (size_t)D / 2 * P);
-    SCRATCH(word, v_pairs, (size_t)P / 2 * D);
+    SCRATCH(word, k_turned, (size_t)D / PAIR * P);
+    SCRATCH(word, v_pairs, (size_t)P / PAIR * D);
     SCRATCH(float, s, (size_t)BLOCK * P);
     SCRATCH(bf16, p, (size_t)BLOCK * P);
     SCRATCH(float, o, (size_t)BLOCK * D);
-    for (int w = 0; w < D / 2; w++) memset(k_turned + (size_t)w * P + L, 0, (P - L) * sizeof(word));
-    memset(v_pairs, 0, (size_t)P / 2 * D * sizeof(word));
-    turn(k, head.M, L, D / 2, k_turned, P);
+    for (int w = 0; w < D / PAIR; w++) memset(k_turned + (size_t)w * P + L, 0, (P - L) * sizeof(word));
+    memset(v_pairs, 0, (size_t)P / PAIR * D * sizeof(word));
+    turn(k, head.M, L, D / PAIR, k_turned, P);
     weave_rows(v, head.M, L, D, v_pairs, D);
     for (int i0 = 0; i0 < L; i0 += BLOCK) {
         int rows = L - i0 < BLOCK ? L - i0 : BLOCK, keys = up(i0 + rows, 16);
@@ -46,23 +46,23 @@ void forward_head(const Head& head, const bf16* q, const bf16* k, const bf16* v,
             float* row = s + (size_t)i * P;
             int seen = i0 + i + 1;
             for (int j = seen; j < keys; j++) row[j] = -INFINITY;
-            __m512 top = _mm512_loadu_ps(row), sum = _mm512_setzero_ps();
-            for (int j = 16; j < keys; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(row + j));
-            float max = _mm512_reduce_max_ps(top);
+            vec top = vload(row), sum = vzero();
+            for (int j = 16; j < keys; j += 16) top = vmax(top, vload(row + j));
+            float max = vtop(top);
             for (int j = 0; j < keys; j += 16) {
-                // exp_ps stops at exp(-87), about 1e-38: nothing beside the row's maximum of 1
-                __m512 e = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(row + j), _mm512_set1_ps(max)));
-                sum = _mm512_add_ps(sum, e);
+                // vexp stops at exp(-87), about 1e-38: nothing beside the row's maximum of 1
+                vec e = vexp(vsub(vload(row + j), vset(max)));
+                sum = vadd(sum, e);
                 store_bf16(p + (size_t)i * P + j, e);
             }
-            float total = _mm512_reduce_add_ps(sum);
+            float total = vsum(sum);
             inverse[i] = 1.0f / total;
             lse[(size_t)(i0 + i) * lse_stride] = max + std::log(total);
         }
-        multiply(rows, D, keys / 2, (word*)p, P / 2, 1, v_pairs, D, o, D, false);
+        multiply(rows, D, keys / PAIR, (word*)p, P / PAIR, 1, v_pairs, D, o, D, false);
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < D; j += 16)
-                store_bf16(out + (size_t)(i0 + i) * head.M + j, _mm512_mul_ps(_mm512_loadu_ps(o + i * D + j), _mm512_set1_ps(inverse[i])));
+                store_bf16(out + (size_t)(i0 + i) * head.M + j, vmul(vload(o + i * D + j), vset(inverse[i])));
     }
 }
 
@@ -70,51 +70,49 @@ void forward_head(const Head& head, const bf16* q, const bf16* k, const bf16* v,
 void backward_head(const Head& head, const bf16* q, const bf16* k, const bf16* v, const bf16* out, const bf16* dout, const float* lse,
                    int lse_stride, float* dq, float* dk, float* dv) {
     int L = head.L, P = head.padded, D = head.D, M = head.M;
-    SCRATCH(word, k_turned, (size_t)D / 2 * P);
-    SCRATCH(word, v_turned, (size_t)D / 2 * P);
-    SCRATCH(word, k_pairs, (size_t)P / 2 * D);
-    SCRATCH(word, q_pairs, (size_t)BLOCK / 2 * D);
-    SCRATCH(word, do_pairs, (size_t)BLOCK / 2 * D);
+    SCRATCH(word, k_turned, (size_t)D / PAIR * P);
+    SCRATCH(word, v_turned, (size_t)D / PAIR * P);
+    SCRATCH(word, k_pairs, (size_t)P / PAIR * D);
+    SCRATCH(word, q_pairs, (size_t)BLOCK / PAIR * D);
+    SCRATCH(word, do_pairs, (size_t)BLOCK / PAIR * D);
     SCRATCH(float, s, (size_t)BLOCK * P);
     SCRATCH(float, dp, (size_t)BLOCK * P);
     SCRATCH(bf16, p16, (size_t)BLOCK * P);
     SCRATCH(bf16, ds16, (size_t)BLOCK * P);
-    SCRATCH(word, p_pairs, (size_t)BLOCK / 2 * P);
-    SCRATCH(word, ds_pairs, (size_t)BLOCK / 2 * P);
-    for (int w = 0; w < D / 2; w++) {
+    SCRATCH(word, p_scratch, (size_t)BLOCK / PAIR * P);
+    SCRATCH(word, ds_scratch, (size_t)BLOCK / PAIR * P);
+    for (int w = 0; w < D / PAIR; w++) {
         memset(k_turned + (size_t)w * P + L, 0, (P - L) * sizeof(word));
         memset(v_turned + (size_t)w * P + L, 0, (P - L) * sizeof(word));
     }
-    memset(k_pairs, 0, (size_t)P / 2 * D * sizeof(word));
-    turn(k, M, L, D / 2, k_turned, P);
-    turn(v, M, L, D / 2, v_turned, P);
+    memset(k_pairs, 0, (size_t)P / PAIR * D * sizeof(word));
+    turn(k, M, L, D / PAIR, k_turned, P);
+    turn(v, M, L, D / PAIR, v_turned, P);
     weave_rows(k, M, L, D, k_pairs, D);
     for (int i = 0; i < L; i++) {
         memset(dk + (size_t)i * 3 * M, 0, D * sizeof(float));
         memset(dv + (size_t)i * 3 * M, 0, D * sizeof(float));
     }
     for (int i0 = 0; i0 < L; i0 += BLOCK) {
-        int rows = L - i0 < BLOCK ? L - i0 : BLOCK, keys = up(i0 + rows, 16), pairs = (rows + 1) / 2;
+        int rows = L - i0 < BLOCK ? L - i0 : BLOCK, keys = up(i0 + rows, 16), pairs = words_of(rows);
         scores(head, q, k_turned, i0, rows, keys, s);
         scores(head, dout, v_turned, i0, rows, keys, dp);
         for (int i = 0; i < rows; i++) {
             size_t at = (size_t)(i0 + i) * M;
-            __m512 dot = _mm512_setzero_ps();
-            for (int j = 0; j < D; j += 16) dot = _mm512_fmadd_ps(load_bf16(out + at + j), load_bf16(dout + at + j), dot);
-            __m512 delta = _mm512_set1_ps(_mm512_reduce_add_ps(dot)), l = _mm512_set1_ps(lse[(size_t)(i0 + i) * lse_stride]);
+            vec dot = vzero();
+            for (int j = 0; j < D; j += 16) dot = vfma(load_bf16(out + at + j), load_bf16(dout + at + j), dot);
+            vec delta = vset(vsum(dot)), l = vset(lse[(size_t)(i0 + i) * lse_stride]);
             int seen = i0 + i + 1;
             for (int j = 0; j < keys; j += 16) {
-                __mmask16 visible = seen - j >= 16 ? 0xFFFF : seen > j ? (__mmask16)((1u << (seen - j)) - 1) : 0;
-                __m512 p = _mm512_maskz_mov_ps(visible, exp_ps(_mm512_sub_ps(_mm512_loadu_ps(s + (size_t)i * P + j), l)));
+                vec p = vfirst(vexp(vsub(vload(s + (size_t)i * P + j), l)), seen - j);
                 store_bf16(p16 + (size_t)i * P + j, p);
-                store_bf16(ds16 + (size_t)i * P + j, _mm512_mul_ps(p, _mm512_sub_ps(_mm512_loadu_ps(dp + (size_t)i * P + j), delta)));
+                store_bf16(ds16 + (size_t)i * P + j, vmul(p, vsub(vload(dp + (size_t)i * P + j), delta)));
             }
         }
-        weave_rows(p16, P, rows, keys, p_pairs, P);
-        weave_rows(ds16, P, rows, keys, ds_pairs, P);
+        const word *p_pairs = woven(p16, rows, P, p_scratch, keys), *ds_pairs = woven(ds16, rows, P, ds_scratch, keys);
         weave_rows(q + (size_t)i0 * M, M, rows, D, q_pairs, D);
         weave_rows(dout + (size_t)i0 * M, M, rows, D, do_pairs, D);
-        multiply(rows, D, keys / 2, (word*)ds16, P / 2, 1, k_pairs, D, dq + (size_t)i0 * 3 * M, 3 * M, false);
+        multiply(rows, D, keys / PAIR, (word*)ds16, P / PAIR, 1, k_pairs, D, dq + (size_t)i0 * 3 * M, 3 * M, false);
         int real = i0 + rows;  // keys beyond the document have no row to add to
         multiply(real, D, pairs, ds_pairs, 1, P, q_pairs, D, dk, 3 * M, true);
         multiply(real, D, pairs, p_pairs, 1, P, do_pairs, D, dv, 3 * M, true);
@@ -129,29 +127,29 @@ void to_half(long n, const float* x, bf16* out) { convert(x, out, n); }
 // y_TN (+)= x16_TK @ W_NK.T
 void linear_forward(int T, int K, int N, const bf16* x16, const float* weight, float* y, int add) {
     SCRATCH(bf16, w16, (size_t)N * K);
-    SCRATCH(word, turned, (size_t)K / 2 * N);
-    convert(weight, w16, (size_t)N * K);
-    turn(w16, K, N, K / 2, turned, N);
+    SCRATCH(word, turned, (size_t)K / PAIR * N);
+    turn(converted(weight, w16, (size_t)N * K), K, N, K / PAIR, turned, N);
     for (int t = 0; t < T; t += 48) {
         int rows = T - t < 48 ? T - t : 48;
-        multiply(rows, N, K / 2, (const word*)(x16 + (size_t)t * K), K / 2, 1, turned, N, y + (size_t)t * N, N, add);
+        multiply(rows, N, K / PAIR, (const word*)(x16 + (size_t)t * K), K / PAIR, 1, turned, N, y + (size_t)t * N, N, add);
     }
 }
-// dx_TK (+)= dy16_TN @ W_NK;  dW_NK += dy16.T @ x16
+// dx_TK (+)= dy16_TN @ W_NK;  dW_NK += dy16.T @ x16. Either may be null: not wanted.
 void linear_backward(int T, int K, int N, const bf16* dy16, const bf16* x16, const float* weight, float* dx, float* dweight, int add) {
     SCRATCH(bf16, w16, (size_t)N * K);
-    SCRATCH(word, pairs, (size_t)N / 2 * K);
-    convert(weight, w16, (size_t)N * K);
-    weave_rows(w16, K, N, K, pairs, K);
+    SCRATCH(word, scratch, (size_t)N / PAIR * K);
+    const word* pairs = woven(converted(weight, w16, (size_t)N * K), N, K, scratch);
     constexpr int ROWS = 128;
-    SCRATCH(word, dy_pairs, (size_t)ROWS / 2 * N);
-    SCRATCH(word, x_pairs, (size_t)ROWS / 2 * K);
+    SCRATCH(word, dy_scratch, (size_t)ROWS / PAIR * N);
+    SCRATCH(word, x_scratch, (size_t)ROWS / PAIR * K);
     for (int t = 0; t < T; t += ROWS) {
         int rows = T - t < ROWS ? T - t : ROWS;
-        multiply(rows, K, N / 2, (const word*)(dy16 + (size_t)t * N), N / 2, 1, pairs, K, dx + (size_t)t * K, K, add);
-        weave_rows(dy16 + (size_t)t * N, N, rows, N, dy_pairs, N);
-        weave_rows(x16 + (size_t)t * K, K, rows, K, x_pairs, K);
-        multiply(N, K, (rows + 1) / 2, dy_pairs, 1, N, x_pairs, K, dweight, K, true);
+        if (dx)
+            multiply(rows, K, N / PAIR, (const word*)(dy16 + (size_t)t * N), N / PAIR, 1, pairs, K, dx + (size_t)t * K, K, add);
+        if (!dweight) continue;
+        const word* dy_pairs = woven(dy16 + (size_t)t * N, rows, N, dy_scratch);
+        const word* x_pairs = woven(x16 + (size_t)t * K, rows, K, x_scratch);
+        multiply(N, K, words_of(rows), dy_pairs, 1, N, x_pairs, K, dweight, K, true);
     }
 }
 
@@ -170,8 +168,8 @@ void attention_forward(int T, int M, int heads, float eps, const float* raw, con
             float scale = rms_scale(source, M, eps), extra = which ? 1.0f : softmax_scale;
             (which ? k_scale : q_scale)[t] = scale;
             for (int j = 0; j < M; j += 16)
-                _mm512_storeu_ps(row + j, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(source + j), _mm512_set1_ps(scale * extra)),
-                                                        _mm512_loadu_ps(weight + j)));
+                vstore(row + j, vmul(vmul(vload(source + j), vset(scale * extra)),
+                                                        vload(weight + j)));
             rotate(row, heads, D, c, s, 1.0f);
             convert(row, (which ? k16 : q16) + (size_t)t * M, M);
         }
@@ -224,19 +222,19 @@ void head_loss(int T, int M, int V, const bf16* hidden16, const float* weight, c
     constexpr int ROWS = 256;
     const int S = V + 48;  // rows a power of two apart would share few cache sets
     SCRATCH(bf16, w16, (size_t)V * M);
-    SCRATCH(word, turned, (size_t)M / 2 * S);
-    SCRATCH(word, pairs, (size_t)V / 2 * M);
+    SCRATCH(word, turned, (size_t)M / PAIR * S);
+    SCRATCH(word, scratch, (size_t)V / PAIR * M);
     SCRATCH(float, logits, (size_t)ROWS * S);
     SCRATCH(bf16, d16, (size_t)ROWS * S);
-    SCRATCH(word, d_pairs, (size_t)ROWS / 2 * S);
-    SCRATCH(word, x_pairs, (size_t)ROWS / 2 * M);
-    convert(weight, w16, (size_t)V * M);
-    turn(w16, M, V, M / 2, turned, S);
-    weave_rows(w16, M, V, M, pairs, M);
+    SCRATCH(word, d_scratch, (size_t)ROWS / PAIR * S);
+    SCRATCH(word, x_scratch, (size_t)ROWS / PAIR * M);
+    const bf16* half = converted(weight, w16, (size_t)V * M);
+    turn(half, M, V, M / PAIR, turned, S);
+    const word* pairs = woven(half, V, M, scratch);
     double total = 0;
     for (int t0 = 0; t0 < T; t0 += ROWS) {
         int rows = T - t0 < ROWS ? T - t0 : ROWS;
-        multiply(rows, V, M / 2, (const word*)(hidden16 + (size_t)t0 * M), M / 2, 1, turned, S, logits, S, false);
+        multiply(rows, V, M / PAIR, (const word*)(hidden16 + (size_t)t0 * M), M / PAIR, 1, turned, S, logits, S, false);
         for (int i = 0; i < rows; i++) {
             float* z = logits + (size_t)i * S;
             bf16* d = d16 + (size_t)i * S;
@@ -245,24 +243,24 @@ void head_loss(int T, int M, int V, const bf16* hidden16, const float* weight, c
                 memset(d, 0, V * sizeof(bf16));
                 continue;
             }
-            __m512 top = _mm512_loadu_ps(z), sum = _mm512_setzero_ps();
-            for (int j = 16; j < V; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(z + j));
-            float max = _mm512_reduce_max_ps(top), right = z[target];
+            vec top = vload(z), sum = vzero();
+            for (int j = 16; j < V; j += 16) top = vmax(top, vload(z + j));
+            float max = vtop(top), right = z[target];
             for (int j = 0; j < V; j += 16) {
-                __m512 e = exp_ps(_mm512_sub_ps(_mm512_loadu_ps(z + j), _mm512_set1_ps(max)));
-                sum = _mm512_add_ps(sum, e);
-                _mm512_storeu_ps(z + j, e);
+                vec e = vexp(vsub(vload(z + j), vset(max)));
+                sum = vadd(sum, e);
+                vstore(z + j, e);
             }
-            float norm = _mm512_reduce_add_ps(sum);
+            float norm = vsum(sum);
             total += max + std::log(norm) - right;
-            __m512 scale = _mm512_set1_ps(grad_scale / norm);
-            for (int j = 0; j < V; j += 16) store_bf16(d + j, _mm512_mul_ps(_mm512_loadu_ps(z + j), scale));
+            vec scale = vset(grad_scale / norm);
+            for (int j = 0; j < V; j += 16) store_bf16(d + j, vmul(vload(z + j), scale));
             d[target] = to_bf16(grad_scale * (z[target] / norm - 1.0f));
         }
-        multiply(rows, M, V / 2, (word*)d16, S / 2, 1, pairs, M, dhidden + (size_t)t0 * M, M, false);
-        weave_rows(d16, S, rows, V, d_pairs, S);
-        weave_rows(hidden16 + (size_t)t0 * M, M, rows, M, x_pairs, M);
-        multiply(V, M, (rows + 1) / 2, d_pairs, 1, S, x_pairs, M, dweight, M, true);
+        multiply(rows, M, V / PAIR, (word*)d16, S / PAIR, 1, pairs, M, dhidden + (size_t)t0 * M, M, false);
+        const word* d_pairs = woven(d16, rows, S, d_scratch, V);
+        const word* x_pairs = woven(hidden16 + (size_t)t0 * M, rows, M, x_scratch);
+        multiply(V, M, words_of(rows), d_pairs, 1, S, x_pairs, M, dweight, M, true);
     }
     *loss = total;
 }

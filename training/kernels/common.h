@@ -1,48 +1,40 @@
-// Small matrix products for one core: bfloat16 operands, float32 sums (AVX-512 BF16).
+// Small matrix products for one core: bfloat16 operands and float32 sums (AVX-512 BF16), or float32 throughout (AVX2).
 //
-// A "word" is a pair of bfloat16 values that are neighbours along the summed dimension, which is what vdpbf16ps multiplies.
-// Every product here is C[i][j] (+)= sum_p <A(i, p), B(p, j)> over words p, where A(i, p) = a[i * row + p * step] and
-// B(p, j) = b[p * ldb + j]. A row-major matrix is an A as it stands (row = columns / 2, step = 1); two rows woven into one
-// row of words are a B, or the transpose of an A (row = 1, step = columns).
+// A "word" holds PAIR values that are neighbours along the summed dimension: a pair of bfloat16 values, which is what
+// vdpbf16ps multiplies, or one float. Every product here is C[i][j] (+)= sum_p <A(i, p), B(p, j)> over words p, where
+// A(i, p) = a[i * row + p * step] and B(p, j) = b[p * ldb + j]. A row-major matrix is an A as it stands
+// (row = columns / PAIR, step = 1); PAIR rows woven into one row of words are a B, or the transpose of an A (row = 1,
+// step = columns). Names with 16 or "pairs" in them hold floats where nothing is bfloat16.
 #pragma once
-#include <immintrin.h>
-
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
 
-#ifdef EXACT  // the same code in float32, slowly: tests compare it with autograd to float precision
-typedef float bf16;
-struct word {
-    float low, high;
-};
-static inline bf16 to_bf16(float x) { return x; }
-static inline __m512 load_bf16(const bf16* x) { return _mm512_loadu_ps(x); }
-static inline void store_bf16(bf16* out, __m512 x) { _mm512_storeu_ps(out, x); }
-static inline void weave(const bf16* first, const bf16* second, word* out, int columns) {
-    for (int j = 0; j < columns; j++) out[j] = {first[j], second ? second[j] : 0.0f};
-}
-static inline void turn(const bf16* x, int ldx, int rows, int words, word* out, int ldo) {
-    for (int i = 0; i < rows; i++)
-        for (int p = 0; p < words; p++) out[(size_t)p * ldo + i] = {x[(size_t)i * ldx + 2 * p], x[(size_t)i * ldx + 2 * p + 1]};
-}
-static inline void multiply(int rows, int columns, int words, const word* a, int row, int step, const word* b, int ldb, float* c,
-                            int ldc, bool add) {
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < columns; j++) {
-            double sum = add ? c[(size_t)i * ldc + j] : 0;
-            for (int p = 0; p < words; p++) {
-                word x = a[(size_t)i * row + (size_t)p * step], y = b[(size_t)p * ldb + j];
-                sum += (double)x.low * y.low + (double)x.high * y.high;
-            }
-            c[(size_t)i * ldc + j] = sum;
+#include "vectors.h"
+
+// A buffer that a thread keeps: allocation was a third of the prototype's time.
+template <class T>
+struct Scratch {
+    T* data = nullptr;
+    size_t size = 0;
+    T* get(size_t n) {
+        if (n > size) {
+            free(data);
+            size = n;
+            data = (T*)aligned_alloc(64, (n * sizeof(T) + 4095) / 4096 * 4096);
         }
-}
-#else
+        return data;
+    }
+};
+#define SCRATCH(type, name, count)            \
+    static thread_local Scratch<type> name##_; \
+    type* name = name##_.get(count)
+
+#ifdef HALF
 typedef uint16_t bf16;
 typedef uint32_t word;
+constexpr int PAIR = 2;
 
 template <int MR, int NV>
 static inline __attribute__((always_inline)) void tile(int words, const word* a, int row, int step, const word* b, int ldb,
@@ -126,75 +118,152 @@ static inline void turn(const bf16* x, int ldx, int rows, int words, word* out, 
     for (; i < rows; i++)
         for (int p = 0; p < words; p++) out[(size_t)p * ldo + i] = ((const word*)(x + (size_t)i * ldx))[p];
 }
+#else
+typedef float bf16;
+typedef float word;
+constexpr int PAIR = 1;
 
+// MR x 16 sums in registers. b is packed: 16 columns of one word after those of the word before.
+template <int MR>
+static inline __attribute__((always_inline)) void tile(int words, const word* a, int row, int step, const word* b, float* c, int ldc,
+                                                       bool add) {
+    __m256 sums[MR][2];
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; i++) {
+        sums[i][0] = add ? _mm256_loadu_ps(c + (size_t)i * ldc) : _mm256_setzero_ps();
+        sums[i][1] = add ? _mm256_loadu_ps(c + (size_t)i * ldc + 8) : _mm256_setzero_ps();
+    }
+    for (int p = 0; p < words; p++) {
+        __m256 low = _mm256_load_ps(b + (size_t)p * 16), high = _mm256_load_ps(b + (size_t)p * 16 + 8);
+#pragma GCC unroll 6
+        for (int i = 0; i < MR; i++) {
+            __m256 left = _mm256_broadcast_ss(a + (size_t)i * row + (size_t)p * step);
+            sums[i][0] = _mm256_fmadd_ps(left, low, sums[i][0]);
+            sums[i][1] = _mm256_fmadd_ps(left, high, sums[i][1]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; i++) {
+        _mm256_storeu_ps(c + (size_t)i * ldc, sums[i][0]);
+        _mm256_storeu_ps(c + (size_t)i * ldc + 8, sums[i][1]);
+    }
+}
+
+static void panel(int rows, int words, const word* a, int row, int step, const word* b, float* c, int ldc, bool add) {
+    int i = 0;
+    for (; i + 6 <= rows; i += 6) tile<6>(words, a + (size_t)i * row, row, step, b, c + (size_t)i * ldc, ldc, add);
+    a += (size_t)i * row, c += (size_t)i * ldc;
+    switch (rows - i) {
+        case 5: return tile<5>(words, a, row, step, b, c, ldc, add);
+        case 4: return tile<4>(words, a, row, step, b, c, ldc, add);
+        case 3: return tile<3>(words, a, row, step, b, c, ldc, add);
+        case 2: return tile<2>(words, a, row, step, b, c, ldc, add);
+        case 1: return tile<1>(words, a, row, step, b, c, ldc, add);
+    }
+}
+
+// columns must be a multiple of 16. B is packed 128 words by 128 columns at a time, which stay in the L2 cache; one panel of
+// 16 columns stays in the L1 cache while 96 rows pass.
+static inline void multiply(int rows, int columns, int words, const word* a, int row, int step, const word* b, int ldb, float* c,
+                            int ldc, bool add) {
+    constexpr int BLOCK = 128, ROWS = 96;
+    SCRATCH(word, packed, (size_t)BLOCK * BLOCK);
+    for (int start = 0; start < words; start += BLOCK) {
+        int size = words - start < BLOCK ? words - start : BLOCK;
+        const word* left = a + (size_t)start * step;
+        bool sum = add || start > 0;
+        for (int j0 = 0; j0 < columns; j0 += BLOCK) {
+            int wide = columns - j0 < BLOCK ? columns - j0 : BLOCK;
+            for (int p = 0; p < size; p++) {
+                const word* from = b + (size_t)(start + p) * ldb + j0;
+                for (int j = 0; j < wide; j += 16) vstore(packed + (size_t)j * size + p * 16, vload(from + j));
+            }
+            for (int i = 0; i < rows; i += ROWS)
+                for (int j = 0; j < wide; j += 16)
+                    panel(rows - i < ROWS ? rows - i : ROWS, size, left + (size_t)i * row, row, step, packed + (size_t)j * size,
+                          c + (size_t)i * ldc + j0 + j, ldc, sum);
+        }
+    }
+}
+
+static inline bf16 to_bf16(float x) { return x; }
+static inline vec load_bf16(const bf16* x) { return vload(x); }
+static inline void store_bf16(bf16* out, vec x) { vstore(out, x); }
+static inline void weave(const bf16* first, const bf16*, word* out, int columns) { memcpy(out, first, columns * sizeof(word)); }
+// [rows][words] -> [words][rows], eight by eight.
+static inline void turn(const bf16* x, int ldx, int rows, int words, word* out, int ldo) {
+    int i = 0;
+    for (; i + 8 <= rows; i += 8) {
+        int p = 0;
+        for (; p + 8 <= words; p += 8) {
+            __m256 r[8], s[8];
+            for (int k = 0; k < 8; k++) r[k] = _mm256_loadu_ps(x + (size_t)(i + k) * ldx + p);
+            for (int k = 0; k < 8; k += 2) {
+                s[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
+                s[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
+            }
+            for (int k = 0; k < 8; k += 4)
+                for (int h = 0; h < 2; h++) {
+                    r[k + 2 * h] = _mm256_shuffle_ps(s[k + h], s[k + 2 + h], _MM_SHUFFLE(1, 0, 1, 0));
+                    r[k + 2 * h + 1] = _mm256_shuffle_ps(s[k + h], s[k + 2 + h], _MM_SHUFFLE(3, 2, 3, 2));
+                }
+            for (int k = 0; k < 4; k++) {
+                _mm256_storeu_ps(out + (size_t)(p + k) * ldo + i, _mm256_permute2f128_ps(r[k], r[k + 4], 0x20));
+                _mm256_storeu_ps(out + (size_t)(p + k + 4) * ldo + i, _mm256_permute2f128_ps(r[k], r[k + 4], 0x31));
+            }
+        }
+        for (; p < words; p++)
+            for (int k = 0; k < 8; k++) out[(size_t)p * ldo + i + k] = x[(size_t)(i + k) * ldx + p];
+    }
+    for (; i < rows; i++)
+        for (int p = 0; p < words; p++) out[(size_t)p * ldo + i] = x[(size_t)i * ldx + p];
+}
 #endif
 
+static inline int words_of(int n) { return (n + PAIR - 1) / PAIR; }
 static inline void convert(const float* x, bf16* out, size_t n) {
-    for (size_t i = 0; i < n; i += 16) store_bf16(out + i, _mm512_loadu_ps(x + i));
+    for (size_t i = 0; i < n; i += 16) store_bf16(out + i, vload(x + i));
 }
 static inline void weave_rows(const bf16* x, int ldx, int rows, int columns, word* out, int ldo) {
-    for (int i = 0; i < rows; i += 2)
-        weave(x + (size_t)i * ldx, i + 1 < rows ? x + (size_t)(i + 1) * ldx : nullptr, out + (size_t)(i / 2) * ldo, columns);
+    for (int i = 0; i < rows; i += PAIR)
+        weave(x + (size_t)i * ldx, i + 1 < rows ? x + (size_t)(i + 1) * ldx : nullptr, out + (size_t)(i / PAIR) * ldo, columns);
 }
-
-// exp by a degree-6 polynomial on [-ln2/2, ln2/2]; relative error 2e-7.
-static inline __m512 exp_ps(__m512 x) {
-    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-87.0f));
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 720);
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 120));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 24));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f / 6));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(0.5f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, n);
+// The same without a copy where there is nothing to do: the result is in `scratch` or where it was.
+static inline const bf16* converted(const float* x, bf16* scratch, size_t n) {
+    if constexpr (PAIR == 1) return (const bf16*)x;
+    convert(x, scratch, n);
+    return scratch;
 }
-
-// A buffer that a thread keeps: allocation was a third of the prototype's time.
-template <class T>
-struct Scratch {
-    T* data = nullptr;
-    size_t size = 0;
-    T* get(size_t n) {
-        if (n > size) {
-            free(data);
-            size = n;
-            data = (T*)aligned_alloc(64, (n * sizeof(T) + 4095) / 4096 * 4096);
-        }
-        return data;
-    }
-};
-#define SCRATCH(type, name, count)            \
-    static thread_local Scratch<type> name##_; \
-    type* name = name##_.get(count)
+static inline const word* woven(const bf16* x, int rows, int ld, word* scratch, int columns = 0) {
+    if constexpr (PAIR == 1) return (const word*)x;
+    weave_rows(x, ld, rows, columns ? columns : ld, scratch, ld);
+    return scratch;
+}
 
 // y = x / rms(x) (before the weight), one row; returns 1 / rms.
 static inline float rms_scale(const float* x, int n, float eps) {
-    __m512 sum = _mm512_setzero_ps();
+    vec sum = vzero();
     for (int j = 0; j < n; j += 16) {
-        __m512 v = _mm512_loadu_ps(x + j);
-        sum = _mm512_fmadd_ps(v, v, sum);
+        vec v = vload(x + j);
+        sum = vfma(v, v, sum);
     }
-    return 1.0f / std::sqrt(_mm512_reduce_add_ps(sum) / n + eps);
+    return 1.0f / std::sqrt(vsum(sum) / n + eps);
 }
 // dx (+)= scale * (g w - y mean(g w y)); dweight += g y, with y = x * scale. One row.
 static inline void rms_backward(const float* x, float scale, const float* weight, const float* g, int n, float* dx, bool add,
                                 float* dweight) {
-    __m512 dot = _mm512_setzero_ps(), s = _mm512_set1_ps(scale);
+    vec dot = vzero(), s = vset(scale);
     for (int j = 0; j < n; j += 16) {
-        __m512 gy = _mm512_mul_ps(_mm512_loadu_ps(g + j), _mm512_mul_ps(_mm512_loadu_ps(x + j), s));
-        _mm512_storeu_ps(dweight + j, _mm512_add_ps(_mm512_loadu_ps(dweight + j), gy));
-        dot = _mm512_fmadd_ps(gy, _mm512_loadu_ps(weight + j), dot);
+        vec gy = vmul(vload(g + j), vmul(vload(x + j), s));
+        vstore(dweight + j, vadd(vload(dweight + j), gy));
+        dot = vfma(gy, vload(weight + j), dot);
     }
-    __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(dot) / n);
+    vec mean = vset(vsum(dot) / n);
     for (int j = 0; j < n; j += 16) {
-        __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x + j), s);
-        __m512 gw = _mm512_mul_ps(_mm512_loadu_ps(g + j), _mm512_loadu_ps(weight + j));
-        __m512 d = _mm512_mul_ps(s, _mm512_fnmadd_ps(y, mean, gw));
-        if (add) d = _mm512_add_ps(d, _mm512_loadu_ps(dx + j));
-        _mm512_storeu_ps(dx + j, d);
+        vec y = vmul(vload(x + j), s);
+        vec gw = vmul(vload(g + j), vload(weight + j));
+        vec d = vmul(s, vfnma(y, mean, gw));
+        if (add) d = vadd(d, vload(dx + j));
+        vstore(dx + j, d);
     }
 }
