@@ -1,6 +1,5 @@
 """The trainer computes what the stock model computes, and a resumed run is the run that was never interrupted."""
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
