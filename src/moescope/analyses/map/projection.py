@@ -103,7 +103,11 @@ def _umap(points: NDArray[np.float32], num_neighbors: int, seed: int) -> NDArray
             precomputed_knn=known,
             force_approximation_algorithm=True,
         )
-        return np.asarray(reducer.fit_transform(points))
+        threads = torch.get_num_threads()
+        try:
+            return np.asarray(reducer.fit_transform(points))
+        finally:
+            torch.set_num_threads(threads)  # numba sets OpenMP's number of threads, which is torch's too
 
 
 def trust(points: NDArray[np.floating], xy: NDArray[np.floating], num_neighbors: int) -> float:
