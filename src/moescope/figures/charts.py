@@ -181,6 +181,8 @@ def lines(
     if integers:
         ax.xaxis.set_major_locator(FixedLocator(integer_ticks(x, axis_inches(ax, "x"))))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    # Where nothing is positive (a margin that does not exist, say) there is nothing to draw on a logarithmic axis.
+    log_y = log_y and any((np.asarray(values, float) > 0).any() for values in series.values())
     if log_y:
         ax.set_yscale("log")
     if ylim is not None:

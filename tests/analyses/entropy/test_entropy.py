@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,13 @@ def test_one_domain_is_enough(model: Any, tmp_path: Path) -> None:
     run = moescope.capture(model, moescope.load_corpus(str(folder)), ["entropy"], num_tokens=500, layers=[0, 1])
     assert "router_entropy_domains" not in run.figures
     assert len(run.frames["router_entropy"]) == 4
+
+
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_a_model_that_uses_all_its_experts_has_no_boundary_and_is_drawn(layers, tmp_path):
+    model = tiny_model(tmp_path / "model", num_experts_per_tok=8)
+    corpus = small_corpus(tmp_path / "text")
+    run = moescope.capture(model, corpus, ["entropy", "usage", "distributions"], 600, layers)
+    assert np.isnan(run.tables["entropy"]["boundary_margin_mean"].values).all()
+    for figure in run.figures.values():
+        figure.savefig(io.BytesIO(), format="png", dpi=40)
