@@ -23,7 +23,18 @@ COMMANDS = [line for line in LINES if line.startswith("uv run ") and "pytest" no
 PYTHON = [block for block in BLOCKS if block.startswith("import")]
 SMALL = ["--num-tokens", "1200"]
 WITHOUT_TEXT = ("info", "weights", "intervene")
-SLOW = ("report", "atlas", "saturation", "profile", "map", "similarity", "usage", "sim.py")
+SLOW = (
+    "report",
+    "atlas",
+    "saturation",
+    "profile",
+    "map",
+    "similarity",
+    "usage",
+    "sim.py",
+    "router_metrics.py",
+    "interv.py",
+)
 """Commands of minutes; they run in the scheduled set."""
 
 

@@ -210,7 +210,10 @@ LONG_LINES = {
 }
 
 
-@pytest.mark.parametrize("name", LONG_LINES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "lines.csv.zst" else []) for name in LONG_LINES],
+)
 def test_a_line_of_any_length_is_skipped_in_bounded_memory(name: str, tmp_path: Path):
     before, filler, after = LONG_LINES[name]
     path = repeated(tmp_path / name, before, filler, 160, after)
