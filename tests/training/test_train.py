@@ -128,7 +128,7 @@ def test_kernels_in_bfloat16_stay_near(config, flat, batch):
     assert cosine > 0.99
 
 
-@pytest.mark.parametrize("kind", [pytest.param("kernels", marks=needs_kernels), "stock"])
+@pytest.mark.parametrize("kind", [pytest.param("kernels", marks=[BUILDS, pytest.mark.slow]), "stock"])
 def test_balance_and_z_loss_leave_alone_what_routers_read(config, flat, batch, kind):
     """With them and without, all gradients but the routers' are the same, so neither can turn a norm down."""
 
