@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 import moescope
+import moescope.run as run_module
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
+from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
 from moescope.models import load_model
@@ -308,3 +310,16 @@ def test_what_fails_leaves_no_folder_that_was_made_for_it(tmp_path):
     with pytest.raises(ZeroDivisionError), ResultsFolder(tmp_path / "mine" / "new" / "other"):
         raise ZeroDivisionError
     assert (tmp_path / "mine" / "new" / "run" / "x").read_text() == "x"
+
+
+@pytest.mark.parametrize("num_tokens", [300, 100_000])
+def test_a_run_of_everything_measures_each_thing_once(num_tokens, model, corpus):
+    """What analyses share they declare alike at any size of sample, and what one needs of another is not made twice."""
+    context = Context(
+        model=model.info, layers=tuple(model.layers), domains=corpus.domains, groups=corpus.groups,
+        corpus_name=corpus.name, num_tokens=num_tokens, seed=0, predictions=True,
+    )  # fmt: skip
+    asked = [registry.find(name, in_report=True) for name in registry.names()]
+    steps, _ = run_module._steps(asked, context)
+    assert sorted(step.analysis.name for step in steps) == sorted(registry.names())
+    assert run_module._statistics(steps, context)

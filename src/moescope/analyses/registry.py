@@ -148,6 +148,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Profiles of experts: domains and tokens routed to each, top contexts, promoted tokens, nearest experts.",
         "Profile",
         options=True,
+        in_report={"effect_tokens": 24_000},
     ),
     _entry(
         "atlas",

@@ -46,7 +46,7 @@ def frames(run):
 
 @pytest.fixture(scope="module")
 def documents(run):
-    sample = run.statistics["atlas_text"]
+    (sample,) = [kept for name, kept in run.statistics.items() if name.startswith("atlas_text")]
     return [document for domain in range(3) for document in sample.documents(domain)]
 
 
@@ -157,7 +157,7 @@ def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
     frame = run.frames["atlas"]
     assert sorted(frame.expert.unique()) == [2, 5]
     assert len(frame) == 4 * 4 * 2
-    sample = run.statistics["atlas_text"]
+    (sample,) = [kept for name, kept in run.statistics.items() if name.startswith("atlas_text")]
     kept = [document for domain in range(3) for document in sample.documents(domain)]
     ablations = [Ablation(layer, (expert,)) for layer in model.layers for expert in (2, 5)]
     tokens = sum(int((document.next_token_ids >= 0).sum()) for document in kept)

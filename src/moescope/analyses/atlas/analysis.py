@@ -52,13 +52,29 @@ class Atlas(AtlasOptions, Analysis):
             )
         context.model.check_experts(self.experts)
 
+    @property
+    def _num_tokens(self) -> int:
+        return self.sample_tokens or SAMPLE_TOKENS[self.method]
+
+    @property
+    def _key(self) -> str:
+        # Runs may hold samples of different sizes; those of one size are shared.
+        return f"atlas_text_{self._num_tokens}"
+
+    def answers(self, other: Analysis) -> bool:
+        """An atlas on the same sample answers one that asks for no exact ablations beside the gradient."""
+        if not isinstance(other, Atlas) or (self.method, self._num_tokens) != (other.method, other._num_tokens):
+            return False
+        exact = ("experts", "num_exact", "exact_tokens")
+        same = all(getattr(self, name) == getattr(other, name) for name in exact)
+        return same or (other.method == "gradient" and other.experts is None and other.num_exact == 0)
+
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """A sample of the text: of each domain the documents of smallest hash."""
-        wanted = self.sample_tokens or SAMPLE_TOKENS[self.method]
-        share = max(1, min(wanted, context.num_tokens) // len(context.domains))
+        share = max(1, min(self._num_tokens, context.num_tokens) // len(context.domains))
         length = max(MIN_LENGTH, share // DOCUMENTS_PER_DOMAIN)
         return {
-            "atlas_text": TextSample(
+            self._key: TextSample(
                 layers=list(context.layers),
                 domains=list(context.domains),
                 num_documents=-(-share // length),
@@ -81,7 +97,7 @@ class Atlas(AtlasOptions, Analysis):
 
     def measure(self, model: MoEModel, statistics: Mapping[str, Statistic], context: Context) -> Measured:
         """Runs the sampled documents again: the gradient of all experts, and the exact ablations."""
-        sample = cast("TextSample", statistics["atlas_text"])
+        sample = cast("TextSample", statistics[self._key])
         exact_tokens = self.exact_tokens if self.method == "gradient" else None
         return run_passes(model, sample, context, self.ablations(context), exact_tokens, BATCH_TOKENS)
 
