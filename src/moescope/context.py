@@ -32,7 +32,7 @@ class ModelInfo:
         scoring: "softmax" over all experts, or "sigmoid" of each logit by itself.
         selects_by: What the K largest are taken of, in words.
         complete: Whether the whole depth is loaded, so that predictions can be had.
-        tokenizer: The checkpoint's; None where it has none.
+        tokenizer: The checkpoint's; None where it has none. Of recorded routing, the text of each token id that occurs.
     """
 
     name: str
@@ -81,6 +81,8 @@ class Context:
         seed: The run's seed.
         predictions: Whether the whole depth runs and predicted tokens are known.
         corpus_fingerprint: Hash of the corpus.
+        recorded: Where routing was recorded earlier, what is known of each token, by the trace's names of columns; None
+            where a model runs, so that everything is.
     """
 
     model: ModelInfo
@@ -92,6 +94,11 @@ class Context:
     seed: int
     predictions: bool
     corpus_fingerprint: str = ""
+    recorded: frozenset[str] | None = None
+
+    def knows(self, column: str) -> bool:
+        """Whether something that a trace may lack is known in this run."""
+        return self.recorded is None or column in self.recorded
 
     @property
     def caption(self) -> str:

@@ -63,6 +63,26 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
+class Confidence:
+    """What is known of a router's probabilities, one value per token; float32 or float64, None where it is not known.
+
+    Attributes:
+        entropy_T: `-sum_e p_te ln p_te`, nats.
+        top1_probability_T: The largest `p_te`.
+        topk_mass_T: Sum of `p_te` over the selected experts.
+        margin_T: The largest `p_te` minus the second largest.
+        boundary_margin_T: Lowest selected minus highest unselected value of what the family selects by; NaN where no
+            expert could have been selected but was not.
+    """
+
+    entropy_T: Tensor | None = None
+    top1_probability_T: Tensor | None = None
+    topk_mass_T: Tensor | None = None
+    margin_T: Tensor | None = None
+    boundary_margin_T: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Routing:
     """What the router of one layer decided for one batch: read from the model, never recomputed.
 
@@ -79,6 +99,9 @@ class Routing:
         previous: The routing of the same batch at the previous layer looked at; its `previous` is None. None at the
             first layer looked at.
         inputs_TM: What the experts of this layer were given, in the model's dtype; None unless a statistic asks.
+        confidence: Of routing that was recorded earlier, without logits: what is known of its probabilities. Its
+            weights are NaN where they were not recorded.
+        ranked: Whether the order of the experts is that of their weights; some recordings keep only the set.
     """
 
     tokens: TokenBatch
@@ -91,6 +114,8 @@ class Routing:
     selection_values_TE: Tensor | None = None
     previous: Routing | None = field(default=None, repr=False)
     inputs_TM: Tensor | None = field(default=None, repr=False)
+    confidence: Confidence | None = field(default=None, repr=False)
+    ranked: bool = True
 
     @cached_property
     def probabilities_TE(self) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from moescope.errors import UsageError
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -55,12 +57,15 @@ class Analysis(ABC):
         min_domains: Fewest domains it makes sense for.
         needs_text: Whether anything of it comes from text; False for questions about weights alone.
         needs_whole_depth: Its command loads the whole model, whatever layers are looked at.
+        columns: What it takes of a trace, by the names of its columns, so that it can be asked of routing that was
+            recorded earlier; None: it takes the model.
     """
 
     name: ClassVar[str]
     min_domains: ClassVar[int] = 1
     needs_text: ClassVar[bool] = True
     needs_whole_depth: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,6 +83,27 @@ class Analysis(ABC):
             UsageError: Says what was asked, what could be, and what to do. In a run of everything there is, the
                 analysis is then left out and the run's notes say why.
         """
+
+    def check_recorded(self, context: Context) -> None:
+        """Refuses what recorded routing can't answer.
+
+        Raises:
+            UsageError: Says which columns are missing.
+        """
+        if context.recorded is None:
+            return
+        if self.columns is None:
+            raise UsageError(
+                f"{self.name} takes the model, and a trace holds what its routers decided",
+                remedy="give the model and the text in place of the trace",
+            )
+        missing = [column for column in self.columns if column not in context.recorded]
+        if missing:
+            raise UsageError(
+                f"the trace has no column {' and no column '.join(missing)}, which {self.name} takes",
+                expected=f"a trace with {', '.join(self.columns)}",
+                remedy="record it with `moescope trace`, or ask what can be answered without (docs/traces.md)",
+            )
 
     def left_out(self, context: Context) -> Iterator[str]:
         """What of it this run leaves out, and why: a sentence each, for the notes of the run."""

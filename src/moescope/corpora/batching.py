@@ -265,6 +265,7 @@ class Sampler:
             positions=positions,
             document_hash=document_hash,
             domain_id=domain_id,
+            document=document,
         )
 
     def _batch(self, windows: Sequence[Window]) -> Batch:

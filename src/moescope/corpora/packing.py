@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moescope.corpora.document import Document
 from moescope.corpora.tokenizing import Ids
 from moescope.records import TokenBatch
 
@@ -26,17 +27,19 @@ class Batch:
             window of one document, then, if the window reaches the document's end, what the tokenizer puts after it.
         keep_T: Indices of the counted tokens in the flattened B*S, int64, ascending.
         tokens: What is known of the counted tokens.
+        documents: The document of each row.
     """
 
     input_ids_BS: Tensor
     keep_T: Tensor
     tokens: TokenBatch
+    documents: tuple[Document | None, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         columns = {field.name: getattr(self.tokens, field.name) for field in fields(self.tokens)}
         placed = TokenBatch(**{name: column.to(device) for name, column in columns.items() if column is not None})
-        return Batch(self.input_ids_BS.to(device), self.keep_T.to(device), placed)
+        return Batch(self.input_ids_BS.to(device), self.keep_T.to(device), placed, self.documents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +53,7 @@ class Window:
         positions: Position of each counted token in its document.
         document_hash: Stable 64-bit hash of corpus and document.
         domain_id: Index of the domain in the corpus.
+        document: The document, where the window is of one.
     """
 
     row: Ids
@@ -58,6 +62,7 @@ class Window:
     positions: Ids
     document_hash: int
     domain_id: int
+    document: Document | None = None
 
 
 def pack(windows: Sequence[Window], batch_tokens: int) -> list[list[Window]]:
@@ -111,7 +116,8 @@ def lay_out(windows: Sequence[Window], padding_id: int) -> Batch:
         document_hashes_B=_tensor([window.document_hash for window in windows]),
         domain_ids_B=_tensor([window.domain_id for window in windows]),
     )
-    return Batch(_tensor(input_ids_BS), _tensor(rows * width + columns), tokens)
+    documents = tuple(window.document for window in windows)
+    return Batch(_tensor(input_ids_BS), _tensor(rows * width + columns), tokens, documents)
 
 
 def _tensor(values: NDArray[np.int64] | Sequence[int]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,17 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _MARKS = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "⟨CR⟩"}
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase | None, token_ids: Iterable[int]) -> dict[int, str]:
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase | Mapping[int, str] | None, token_ids: Iterable[int]
+) -> dict[int, str]:
     """Each token's text by id.
 
     Spaces are shown as ␣, line breaks as ↵, tabs as ⇥; control, format and unassigned characters by their code point,
     ⟨U+200B⟩; bytes that are no whole character as ⟨0xE2⟩; a token without any text, or without a tokenizer, by its id.
+    In place of a tokenizer there may be such texts by id, as a trace keeps them.
     """
+    if isinstance(tokenizer, Mapping):
+        return {int(token_id): visible(tokenizer.get(int(token_id), f"⟨id {token_id}⟩")) for token_id in set(token_ids)}
     return {int(token_id): _text(tokenizer, int(token_id)) for token_id in set(token_ids)}
 
 

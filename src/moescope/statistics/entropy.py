@@ -25,7 +25,7 @@ from torch import Tensor
 from moescope.errors import UsageError
 from moescope.measures.constants import ALL
 from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
-from moescope.records import Routing
+from moescope.records import Confidence, Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import variable
 
@@ -70,6 +70,8 @@ class RouterEntropy(Statistic[Routing]):
         num_experts_per_token: K.
         domains: Names of the domains; `domain_ids_B` of the records index them.
         selects_by: In words, what the family selects by: the unit of the boundary margin.
+        measures: Those of `MEASURES` that records know; the others are NaN. Routing that was recorded earlier may lack
+            some, routing read from a model has all.
         device: Where the state is kept.
     """
 
@@ -83,8 +85,10 @@ class RouterEntropy(Statistic[Routing]):
         num_experts_per_token: int,
         domains: Sequence[str],
         selects_by: str = "probability",
+        measures: Sequence[str] = tuple(MEASURES),
         device: torch.device | str = "cpu",
     ) -> None:
+        known = {} if tuple(measures) == tuple(MEASURES) else {"measures": list(measures)}
         super().__init__(
             layers=layers,
             device=device,
@@ -92,7 +96,9 @@ class RouterEntropy(Statistic[Routing]):
             num_experts_per_token=num_experts_per_token,
             domains=list(domains),
             selects_by=selects_by,
+            **known,
         )
+        self.measures = tuple(measures)
         self.num_experts, self.num_experts_per_token = num_experts, num_experts_per_token
         self.domains, self.selects_by = list(domains), selects_by
         self.axes: dict[str, Axis] = {
@@ -154,34 +160,31 @@ class RouterEntropy(Statistic[Routing]):
 
     def _values(self, record: Routing) -> tuple[dict[str, Tensor], Tensor]:
         """Each measure of each token, float32 or float64, and whether it has a boundary (if not, its margin is 0)."""
-        assert record.logits_TE is not None
-        probabilities_TE = record.probabilities_TE
-        selected_TK = record.selected_probabilities_TK
-        largest_TK = record.largest_probabilities_TK
-        top1_T = largest_TK[:, 0]
-        second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else second_largest(probabilities_TE)
-
-        highest_T = record.logits_TE.amax(dim=-1)
-        self._count_implausible(record.logits_TE, highest_T, self._position[record.layer])
-        if record.scoring == "softmax":
-            # -sum p ln p with ln p = (z - max z) + ln p_max: no logarithm of T x E numbers, no cancellation
-            shifted_TE = (record.logits_TE - highest_T[:, None]).clamp_(min=-200.0)  # exp(-200) is 0 in float32
-            entropy_T = -(shifted_TE.mul_(probabilities_TE).sum(dim=-1)).double() - top1_T.double().log()
-        else:
-            logarithms_TE = probabilities_TE.clamp_min(1e-38).log_()
-            entropy_T = -logarithms_TE.mul_(probabilities_TE).sum(dim=-1).double()
+        confidence = record.confidence
+        if confidence is None:
+            assert record.logits_TE is not None
+            highest_T = record.logits_TE.amax(dim=-1)
+            self._count_implausible(record.logits_TE, highest_T, self._position[record.layer])
+            confidence = confidence_of(record, highest_T)
         weights_TK = record.weights_TK.double().clamp_min(0)
         shares_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp_min(1e-300)
         selected_entropy_T = -(shares_TK * shares_TK.clamp_min(1e-300).log()).sum(dim=-1)
 
-        lowest_T, unselected_T, has_boundary_T = boundary(record)
-        return {
-            "entropy": entropy_T.clamp_(0, math.log(self.num_experts)),
-            "selected_entropy": selected_entropy_T.clamp_(0, math.log(self.num_experts_per_token)),
-            "top1_probability": top1_T,
-            "topk_mass": selected_TK.sum(dim=-1),
-            "margin": top1_T - second_T,
-            "boundary_margin": (lowest_T - unselected_T).masked_fill_(~has_boundary_T, 0.0),
+        nothing_T = torch.zeros_like(selected_entropy_T)
+        known = {
+            "entropy": confidence.entropy_T,
+            "selected_entropy": selected_entropy_T if "selected_entropy" in self.measures else None,
+            "top1_probability": confidence.top1_probability_T,
+            "topk_mass": confidence.topk_mass_T,
+            "margin": confidence.margin_T,
+            "boundary_margin": confidence.boundary_margin_T,
+        }
+        values = {name: nothing_T if value_T is None else value_T for name, value_T in known.items()}
+        has_boundary_T = ~values["boundary_margin"].isnan()
+        return values | {
+            "entropy": values["entropy"].clamp(0, math.log(self.num_experts)),
+            "selected_entropy": values["selected_entropy"].clamp(0, math.log(self.num_experts_per_token)),
+            "boundary_margin": values["boundary_margin"].masked_fill(~has_boundary_T, 0.0),
         }, has_boundary_T
 
     def _count_implausible(self, logits_TE: Tensor, highest_T: Tensor, layer: int) -> None:
@@ -227,6 +230,8 @@ class RouterEntropy(Statistic[Routing]):
         for position, ((name, axis), start) in enumerate(self._axes_and_starts()):
             counts = state["counts_LDX"][..., start : start + axis.num_bins + 2]
             number_LD = boundaries_LD if name == "boundary_margin" else tokens_LD
+            if name not in self.measures:
+                counts, number_LD = np.zeros_like(counts), np.zeros_like(number_LD)
             mean, std = moments(state["sums_LDX"][..., position], state["squares_LDX"][..., position], number_LD)
             unit, definition = (words.format(selects_by=self.selects_by) for words in MEASURES[name])
             _add(table, name, mean, std, quantiles(counts, axis.edges, QUANTILES), unit, definition)
@@ -236,6 +241,7 @@ class RouterEntropy(Statistic[Routing]):
         self._add_normalized(table)
         with np.errstate(invalid="ignore"):
             ties = state["squares_LDX"][..., -1] / np.where(boundaries_LD > 0, boundaries_LD, np.nan)
+            ties = ties if "boundary_margin" in self.measures else np.full_like(ties, np.nan)
         table["boundary_tie_share"] = variable(
             dims, ties, "share of tokens", "tokens whose boundary margin is exactly 0"
         )
@@ -277,6 +283,36 @@ def _add(
     table[f"{name}_mean"] = variable(dims, mean, unit, f"mean over tokens of: {definition}")
     table[f"{name}_std"] = variable(dims, std, unit, f"standard deviation over tokens of: {definition}")
     table[f"{name}_quantile"] = variable((*dims, "quantile"), quantile, unit, f"quantiles over tokens of: {definition}")
+
+
+def confidence_of(record: Routing, highest_T: Tensor | None = None) -> Confidence:
+    """All that `RouterEntropy` takes of a router's probabilities, from a record with logits.
+
+    Args:
+        record: The routing.
+        highest_T: Each token's largest logit, where it is at hand.
+    """
+    assert record.logits_TE is not None
+    probabilities_TE = record.probabilities_TE
+    largest_TK = record.largest_probabilities_TK
+    top1_T = largest_TK[:, 0]
+    second_T = largest_TK[:, 1] if largest_TK.shape[1] > 1 else second_largest(probabilities_TE)
+    if record.scoring == "softmax":
+        # -sum p ln p with ln p = (z - max z) + ln p_max: no logarithm of T x E numbers, no cancellation
+        highest_T = record.logits_TE.amax(dim=-1) if highest_T is None else highest_T
+        shifted_TE = (record.logits_TE - highest_T[:, None]).clamp_(min=-200.0)  # exp(-200) is 0 in float32
+        entropy_T = -(shifted_TE.mul_(probabilities_TE).sum(dim=-1)).double() - top1_T.double().log()
+    else:
+        logarithms_TE = probabilities_TE.clamp_min(1e-38).log_()
+        entropy_T = -logarithms_TE.mul_(probabilities_TE).sum(dim=-1).double()
+    lowest_T, unselected_T, has_boundary_T = boundary(record)
+    return Confidence(
+        entropy_T=entropy_T,
+        top1_probability_T=top1_T,
+        topk_mass_T=record.selected_probabilities_TK.sum(dim=-1),
+        margin_T=top1_T - second_T,
+        boundary_margin_T=(lowest_T - unselected_T).masked_fill(~has_boundary_T, torch.nan),
+    )
 
 
 def boundary(record: Routing) -> tuple[Tensor, Tensor, Tensor]:

@@ -99,6 +99,8 @@ class ExpertPaths(Statistic[Routing]):
         before_TE = previous.selected_TE.to(record.selected_TE.device)
         # A product of zeros and ones in float32 is exact up to 16 million tokens a batch.
         self._combine("counts_PEE", (before_TE.T @ record.selected_TE).to(self.device), at=position - 1)
+        if not record.ranked:
+            return
         first_T = previous.expert_ids_TK[:, 0].to(record.expert_ids_TK.device)
         flows_X = torch.bincount(
             first_T * self.num_experts + record.expert_ids_TK[:, 0], minlength=self.num_experts * self.num_experts

@@ -129,16 +129,17 @@ class ExpertUsage(Statistic[Routing]):
 
         counts_BE = drawn.real.new_zeros((num_documents, self.num_experts))
         counts_BE.index_add_(0, drawn.rows_T, record.selected_TE.to(counts_BE))
-        probabilities_BE = torch.zeros_like(counts_BE, dtype=torch.float64)
-        probabilities_BE.index_add_(0, drawn.rows_T, record.probabilities_TE.to(probabilities_BE))
 
         cells_HDE = counts_BE.new_zeros((2 * num_domains, self.num_experts)).index_add_(0, drawn.cells_B, counts_BE)
         self._combine("counts_LHDE", cells_HDE.view(2, num_domains, -1), layer)
         self._combine("tokens_LHD", drawn.tokens_HD, layer)
         self._combine("documents_LHD", drawn.documents_HD, layer)
-        domains_DE = torch.zeros_like(self.state["probabilities_LDE"][layer])
-        domains_DE.index_add_(0, drawn.cells_B % num_domains, probabilities_BE)
-        self._combine("probabilities_LDE", domains_DE, layer)
+        if record.logits_TE is not None:  # routing that was recorded earlier has none
+            probabilities_BE = torch.zeros_like(counts_BE, dtype=torch.float64)
+            probabilities_BE.index_add_(0, drawn.rows_T, record.probabilities_TE.to(probabilities_BE))
+            domains_DE = torch.zeros_like(self.state["probabilities_LDE"][layer])
+            domains_DE.index_add_(0, drawn.cells_B % num_domains, probabilities_BE)
+            self._combine("probabilities_LDE", domains_DE, layer)
 
         # At most one step per half and domain: documents of one lie side by side.
         for half, domain, start, end, weights_RB in drawn.groups:
@@ -249,6 +250,8 @@ class ExpertUsage(Statistic[Routing]):
                 expected=f"({shape[0]} layers, {shape[1]} domains, experts) and ({shape[1]} domains,)",
             )
         whole_counts, whole_tokens = counts.astype(np.int64), tokens.astype(np.int64)
+        if (whole_counts < 0).any() or (whole_counts != counts).any() or (whole_tokens != tokens).any():
+            raise UsageError("some counts are negative or not whole numbers", expected="numbers of tokens")
         sums_LD = whole_counts.sum(axis=2)
         wrong = np.argwhere(sums_LD != num_experts_per_token * whole_tokens)
         if len(wrong):
@@ -258,8 +261,6 @@ class ExpertUsage(Statistic[Routing]):
                 expected=f"{num_experts_per_token} experts x {whole_tokens[domain]} tokens",
                 remedy="give counts of all selected experts, and the number of tokens they were counted on",
             )
-        if (whole_counts < 0).any() or (whole_counts != counts).any() or (whole_tokens != tokens).any():
-            raise UsageError("some counts are negative or not whole numbers", expected="numbers of tokens")
         if (whole_counts > whole_tokens[None, :, None]).any():
             raise UsageError(
                 "an expert was selected more often than there are tokens", expected="each expert once per token"

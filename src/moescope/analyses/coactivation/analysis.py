@@ -36,6 +36,7 @@ class Coactivation(Analysis):
     """All pairs of the K experts of a token."""
 
     name: ClassVar[str] = "coactivation"
+    columns: ClassVar[tuple[str, ...] | None] = ("expert_ids",)
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """Co-occurrence of experts."""

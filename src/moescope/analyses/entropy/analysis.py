@@ -18,11 +18,22 @@ if TYPE_CHECKING:
 
     from moescope.statistics.base import Statistic
 
+COLUMNS = {name: name for name in MEASURES} | {"entropy": "router_entropy", "selected_entropy": "weights"}
+"""The column of a trace that each measure is made of."""
+
 
 class Entropy(Analysis):
     """Entropy, margins and top probabilities of the router."""
 
     name: ClassVar[str] = "entropy"
+    columns: ClassVar[tuple[str, ...] | None] = ("router_entropy",)
+
+    def left_out(self, context: Context) -> Iterator[str]:
+        """Measures that a trace does not have."""
+        missing = [name for name in MEASURES if not context.knows(COLUMNS[name])]
+        if missing:
+            names = ", ".join(name.replace("_", " ") for name in missing)
+            yield f"entropy: {names} left out: the trace has no column {', '.join(COLUMNS[name] for name in missing)}"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """Sums and histograms of the measures, by layer and domain."""
@@ -34,6 +45,7 @@ class Entropy(Analysis):
                 num_experts_per_token=model.num_experts_per_token,
                 domains=list(context.domains),
                 selects_by=model.selects_by,
+                measures=[name for name in MEASURES if context.knows(COLUMNS[name])],
                 device=model.device,
             )
         }

@@ -26,6 +26,7 @@ class Overlap(Analysis):
     """Two readings: the same occurrences (tokens routed to both), and the same vocabulary (token types of both)."""
 
     name: ClassVar[str] = "overlap"
+    columns: ClassVar[tuple[str, ...] | None] = ("expert_ids", "token_id")
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """Co-occurrence of experts, and the token types of each."""

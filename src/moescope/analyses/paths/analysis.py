@@ -25,6 +25,12 @@ class Paths(Analysis):
     """Over all K x K pairs of experts of consecutive layers looked at, and between first-ranked experts only."""
 
     name: ClassVar[str] = "paths"
+    columns: ClassVar[tuple[str, ...] | None] = ("expert_ids",)
+
+    def left_out(self, context: Context) -> Iterator[str]:
+        """Paths of first-ranked experts, where a trace does not keep the order."""
+        if not context.knows("ranks"):
+            yield "paths: those of first-ranked experts are left out: the trace has no column ranks"
 
     def check(self, context: Context) -> None:
         """Warns that a single layer has no next one; other questions of the run are answered."""

@@ -23,6 +23,17 @@ class Usage(Analysis):
 
     name: ClassVar[str] = "usage"
     min_domains: ClassVar[int] = 2
+    columns: ClassVar[tuple[str, ...] | None] = ()
+
+    def left_out(self, context: Context) -> Iterator[str]:
+        """What takes domains, documents or router probabilities, where a trace has none."""
+        if context.recorded is None:
+            return
+        yield "usage: mean router probability and auxiliary loss are left out: a trace has no logits"
+        if not context.knows("document_id"):
+            yield "usage: intervals, nulls and specialists are left out: the trace has no column document_id"
+        if len(context.domains) < self.min_domains:
+            yield f"usage: specialization is left out: the trace has one domain ({context.domains[0]})"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """The counts with their replicates."""
@@ -35,6 +46,7 @@ class Usage(Analysis):
                 domains=list(context.domains),
                 device=model.device,
                 seed=context.seed,
+                **({} if context.knows("document_id") else {"num_bootstrap": 0, "num_null": 0}),
             )
         }
 
@@ -44,13 +56,18 @@ class Usage(Analysis):
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """`usage`, `usage_load`, `usage_divergence`, `usage_information`, and the top experts in `specialists`."""
-        return {
-            "usage": rows.usage_frame(table),
-            "usage_load": rows.load_frame(table),
+        always = {"usage": rows.usage_frame(table), "usage_load": rows.load_frame(table)}
+        if not self._compares(table):
+            return always
+        return always | {
             "usage_divergence": rows.divergence_frame(table),
             "usage_information": rows.information_frame(table),
             "specialists": rows.specialists_frame(table),
         }
+
+    def _compares(self, table: xr.Dataset) -> bool:
+        """Whether there are domains to compare, and documents that say how far differences are chance."""
+        return table.sizes["domain"] >= self.min_domains and bool(table["num_documents_all"].values.any())
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """Frequencies, load, specialization by domain, the top specialists, information and divergence with nulls."""
@@ -58,6 +75,8 @@ class Usage(Analysis):
 
         yield "usage_frequency", partial(draw.frequency, table, context)
         yield "usage_load", partial(draw.load, table, context)
+        if not self._compares(table):
+            return
         yield "usage_specialization", partial(draw.specialization, table, context)
         yield "usage_specialists", partial(draw.specialists, table, context)
         yield "usage_information", partial(draw.information, table, context)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 8 * 2**30
 """Counts of layers x vocabulary x experts beyond this are left out, the last readings first."""
 
+_COLUMNS = {"input": "token_id", "predicted": "predicted_token_id", "next": "next_token_id"}
+
 
 def token_usage(context: Context, reading: Reading = "input", *, top1: bool = False) -> dict[str, Statistic]:
     """The token usage of one reading under the key that analyses share it by."""
@@ -44,10 +46,15 @@ class Vocabulary(Analysis):
     """Readings: the input token, the model's most probable next token, the true next token; top-K and top-1."""
 
     name: ClassVar[str] = "vocabulary"
+    columns: ClassVar[tuple[str, ...] | None] = ("expert_ids", "token_id")
 
     def left_out(self, context: Context) -> Iterator[str]:
-        """Predicted tokens, where the model is not run to its end."""
-        if not context.predictions:
+        """Predicted tokens, where the model is not run to its end; what a trace does not have."""
+        for column, text in (("predicted_token_id", "predicted tokens"), ("next_token_id", "true next tokens"),
+                             ("ranks", "top-1 readings")):  # fmt: skip
+            if not context.knows(column):
+                yield f"vocabulary: {text} are left out: the trace has no column {column}"
+        if context.recorded is None and not context.predictions:
             yield "predicted tokens are left out: with `layers` the model is not run to its end (`predictions` does)"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
@@ -56,9 +63,9 @@ class Vocabulary(Analysis):
         num_bytes = len(context.layers) * model.vocab_size * model.num_experts * 4
         wanted = [
             (reading, top1)
-            for top1 in ((False, True) if model.num_experts_per_token > 1 else (False,))
+            for top1 in ((False, True) if model.num_experts_per_token > 1 and context.knows("ranks") else (False,))
             for reading in get_args(Reading)
-            if reading != "predicted" or context.predictions
+            if (reading != "predicted" or context.predictions) and context.knows(_COLUMNS[reading])
         ]
         num_counted = max(1, MOST_BYTES // num_bytes)
         left_out = [f"{READING_NAMES[r]}, {'top-1' if top1 else 'top-K'}" for r, top1 in wanted[num_counted:]]
