@@ -105,6 +105,11 @@ def replay(
         on_batch: Called after each block with the number of tokens it counted.
     """
     domain_ids = {domain: position for position, domain in enumerate(trace.corpus.domains)}
+    if "document_id" not in trace.columns:
+        statistics = {
+            phase: [statistic for statistic in of_phase if not statistic.needs_documents]
+            for phase, of_phase in statistics.items()
+        }
     for block in trace.blocks(layers, wanted):
         for phase, of_phase in statistics.items():
             part = block

@@ -39,12 +39,14 @@ class Statistic(ABC, Generic[Record]):
             and gets no logits.
         needs_outputs: it is updated with `ExpertOutputs` instead of `Routing`.
         needs_inputs: `record.inputs_TM`.
+        needs_documents: rows that are documents; recorded routing whose documents are not known is not given to it.
     """
 
     needs_logits: bool = False
     needs_predictions: bool = False
     needs_outputs: bool = False
     needs_inputs: bool = False
+    needs_documents: bool = False
 
     def __init__(self, *, layers: list[int], device: torch.device | str = "cpu", **parameters: Any) -> None:
         self.layers = [int(layer) for layer in layers]

@@ -46,6 +46,7 @@ class Entropy(Analysis):
                 domains=list(context.domains),
                 selects_by=model.selects_by,
                 measures=[name for name in MEASURES if context.knows(COLUMNS[name])],
+                seed=context.seed,
                 device=model.device,
             )
         }
