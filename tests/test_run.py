@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 import moescope
-import moescope.run as run_module
+from moescope import answering
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.context import Context
@@ -320,6 +320,6 @@ def test_a_run_of_everything_measures_each_thing_once(num_tokens, model, corpus)
         corpus_name=corpus.name, num_tokens=num_tokens, seed=0, predictions=True,
     )  # fmt: skip
     asked = [registry.find(name, in_report=True) for name in registry.names()]
-    steps, _ = run_module._steps(asked, context)
+    steps, _ = answering.steps_of(asked, context)
     assert sorted(step.analysis.name for step in steps) == sorted(registry.names())
-    assert run_module._statistics(steps, context)
+    assert answering.statistics_of(steps, context)

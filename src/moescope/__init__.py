@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from moescope.interventions import Set as Set
     from moescope.interventions import intervening as intervening
     from moescope.models import load_model as load_model
+    from moescope.recording import record_trace as record_trace
     from moescope.run import Run as Run
     from moescope.run import capture as capture
+    from moescope.tracing import import_trace as import_trace
+    from moescope.tracing import open_trace as open_trace
 
 __version__ = importlib.metadata.version("moescope")
 
@@ -26,6 +29,9 @@ _HOMES = {
     "load_corpus": "moescope.corpora",
     "capture": "moescope.run",
     "Run": "moescope.run",
+    "open_trace": "moescope.tracing",
+    "import_trace": "moescope.tracing",
+    "record_trace": "moescope.recording",
     "Ablate": "moescope.interventions",
     "Replace": "moescope.interventions",
     "Scale": "moescope.interventions",
@@ -41,10 +47,13 @@ __all__ = [
     "Set",
     "__version__",
     "capture",
+    "import_trace",
     "intervene",
     "intervening",
     "load_corpus",
     "load_model",
+    "open_trace",
+    "record_trace",
     "statistics",
 ]
 

@@ -122,8 +122,15 @@ def record_trace(
             sampling["command_line"] = command_line
         folder.write_manifest(
             make_manifest(
-                context, command=COMMAND, analyses=[], options=sampling, corpus=corpus, sampler=sampler, notes=notes,
-                pass_seconds=seconds, total_seconds=time.perf_counter() - started,
+                context,
+                command=COMMAND,
+                analyses=[],
+                options=sampling,
+                corpus=corpus,
+                sampler=sampler,
+                notes=notes,
+                pass_seconds=seconds,
+                total_seconds=time.perf_counter() - started,
             )  # fmt: skip
         )
     return Trace(folder.path)
@@ -229,7 +236,10 @@ def _continued(
             "positions_T": torch.arange(first, first + len(new)),
             "rows_T": torch.full((len(new),), row),
         }
-        before = {"columns": columns_T[own], **{name: getattr(tokens, name)[own] for name in added if name != "columns"}}
+        before = {
+            "columns": columns_T[own],
+            **{name: getattr(tokens, name)[own] for name in added if name != "columns"},
+        }
         for name, values in added.items():
             parts.setdefault(name, []).append(torch.cat([before[name], values]))
         generated.append(np.repeat([False, True], [len(own), len(new)]))
@@ -242,14 +252,14 @@ def _continued(
     return Batch(input_ids_BS, keep_T, replace(tokens, **joined), batch.documents), np.concatenate(generated)
 
 
-def _generated(
-    model: MoEModel, batch: Batch, generate: int, temperature: float | None, seed: int
-) -> Iterator[Tensor]:
+def _generated(model: MoEModel, batch: Batch, generate: int, temperature: float | None, seed: int) -> Iterator[Tensor]:
     """What the model writes after each row, up to a special token, which is left out."""
     width = batch.input_ids_BS.shape[1]
     tokens, columns_T = batch.tokens, batch.keep_T % width
     special = torch.tensor(sorted(model.tokenizer.all_special_ids), dtype=torch.int64)
-    padding = next(token for token in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0) if token is not None)
+    padding = next(
+        token for token in (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id, 0) if token is not None
+    )
     ends = [int(columns_T[tokens.rows_T == row].max()) + 1 for row in range(tokens.num_documents)]
     longest = max(ends)
     input_ids = torch.full((len(ends), longest), padding)
@@ -257,7 +267,11 @@ def _generated(
     for row, end in enumerate(ends):  # on the right is what goes on
         input_ids[row, longest - end :] = batch.input_ids_BS[row, :end]
         mask[row, longest - end :] = 1
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    drawn = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     with torch.random.fork_rng(), torch.inference_mode():
         torch.manual_seed((seed * 1_000_003 + int(tokens.document_hashes_B[0])) % 2**63)
         output = model.generate(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
+from moescope.answering import answer, chosen_analyses, noted, statistics_of, steps_of
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import AnalysisFailed, MoescopeWarning, UsageError
-from moescope.one_pass import feed
+from moescope.errors import AnalysisFailed, UsageError
+from moescope.measures.constants import ALL
+from moescope.one_pass import feed, replay
 from moescope.results import Made, Manifest, Outcome, Results
 from moescope.results.manifest import make_manifest
+from moescope.results.phases import by_phase
+from moescope.statistics.usage import ExpertUsage
+from moescope.traces.reading import Trace
+from moescope.traces.sampling import TraceSample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from moescope.statistics.base import Statistic
 
 FINDINGS, FACTS = "findings.json", "facts.json"
+NUM_TOKENS = 100_000
+"""Tokens of a corpus that are counted where no number is given."""
 
 
 @dataclass(repr=False)
@@ -45,6 +51,8 @@ class Run(Outcome):
         statistics: Their accumulators, by key; analyses may share one.
         made: One labeled dataset per analysis, by its name.
         manifest: What was run, on what, with what.
+        phases: Where tokens that the model wrote were recorded, the statistics and datasets of prompt and of generated
+            tokens alone, by phase; `statistics` and `made` are of all.
     """
 
     context: Context
@@ -52,6 +60,7 @@ class Run(Outcome):
     statistics: dict[str, Statistic[Any]]
     made: dict[str, xr.Dataset]
     manifest: Manifest
+    phases: dict[str, tuple[dict[str, Statistic[Any]], dict[str, xr.Dataset]]] = field(default_factory=dict)
 
     @property
     def tables(self) -> Mapping[str, xr.Dataset]:
@@ -60,12 +69,23 @@ class Run(Outcome):
 
     @cached_property
     def frames(self) -> Mapping[str, pd.DataFrame]:
-        """The tables as rows, by file name without suffix."""
-        return {
+        """The tables as rows, by file name without suffix; with `phase` where there are generated tokens."""
+        made = {
             name: frame
             for analysis, table in self._answered()
             for name, frame in analysis.frames(table, self.context).items()
         }
+        if not self.phases:
+            return made
+        of_phase = {
+            phase: {
+                name: frame
+                for analysis, table in tables.items()
+                for name, frame in self.analyses[analysis].frames(table, self.context).items()
+            }
+            for phase, (_, tables) in self.phases.items()
+        }
+        return by_phase(of_phase | {ALL: made})
 
     @cached_property
     def figures(self) -> Mapping[str, Figure]:
@@ -94,8 +114,12 @@ class Run(Outcome):
 
     @property
     def state(self) -> Mapping[str, Statistic[Any]]:
-        """The accumulated statistics by key, to merge or continue."""
-        return self.statistics
+        """The accumulated statistics by key, to merge or continue; of phases with `prompt_`, `generated_` before it."""
+        return self.statistics | {
+            f"{phase}_{key}": statistic
+            for phase, (statistics, _) in self.phases.items()
+            for key, statistic in statistics.items()
+        }
 
     @cached_property
     def findings(self) -> list[Finding]:
@@ -112,14 +136,14 @@ class Run(Outcome):
 
 
 def capture(
-    model: MoEModel,
-    corpus: Corpus | None,
+    model: MoEModel | Trace,
+    corpus: Corpus | None = None,
     analyses: Sequence[str | Analysis] | None = None,
-    num_tokens: int = 100_000,
+    num_tokens: int | None = None,
     layers: Sequence[int] | None = None,
     *,
     skip: Sequence[str] = (),
-    seed: int = 0,
+    seed: int | None = None,
     sequence_length: int | None = None,
     batch_tokens: int = 8192,
     predictions: bool | None = None,
@@ -127,19 +151,19 @@ def capture(
     command_line: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Run:
-    """Runs the corpus through the model once and answers every question asked.
+    """Runs the corpus through the model once, or reads a trace, and answers every question asked.
 
     Args:
-        model: From `load_model`.
+        model: From `load_model`; or a trace from `open_trace`, which takes the place of model and corpus.
         corpus: From `load_corpus`; None for questions that need no text. Where none does, it is not read.
         analyses: Names of analyses, or analyses made with options of their own, as `Similarity(method="cosine")`; None
             for all that make sense for model and corpus, with the smaller samples that a report takes
             (`registry.Entry.in_report`); a corpus of one domain has nothing to compare, and the manifest's notes say
             what was left out.
-        num_tokens: Tokens to count, split evenly over the corpus' domains.
+        num_tokens: Tokens to count, split evenly over the domains. None: 100,000 of a corpus, all of a trace.
         layers: MoE layers (decoder block indices); None for all. The pass stops after the deepest.
         skip: Names of analyses to leave out of all there are.
-        seed: Chooses documents, windows and replicates.
+        seed: Chooses documents, windows and replicates. None: 0, or the seed that a trace was recorded with.
         sequence_length: Longest window of a document, in tokens; None: what the sampling rule and the model allow. The
             manifest's `window` is what was taken of a document at most.
         batch_tokens: Padded tokens in a batch.
@@ -157,60 +181,61 @@ def capture(
         AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
-    if predictions and not model.complete:
-        raise UsageError(
-            f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
-            remedy="load the model without `layers`",
-        )
+    trace = model if isinstance(model, Trace) else None
     chosen = model.check_layers(layers)
-    context = Context(
-        model=model.info,
-        layers=tuple(chosen),
-        domains=corpus.domains if corpus is not None else (),
-        groups=corpus.groups if corpus is not None else {},
-        corpus_name=corpus.name if corpus is not None else "",
-        num_tokens=num_tokens if corpus is not None else 0,
-        seed=seed,
-        predictions=predictions if predictions is not None else (layers is None and model.complete),
-        corpus_fingerprint=corpus.fingerprint if corpus is not None else "",
-    )
+    context = _context(model, corpus, chosen, num_tokens, seed, predictions, whole=layers is None)
     notes: list[str] = []
-    with _noted(notes):
-        asked = _asked(analyses, skip, context, notes)
-        steps, by = _steps(asked.values(), context)
-        statistics = _statistics(steps, context)
-    sampler = None
+    with noted(notes):
+        asked = chosen_analyses(analyses, skip, context, notes)
+        steps, by = steps_of(asked.values(), context)
+        phases = trace.phases if trace is not None and len(trace.phases) > 1 else ()
+        statistics_by = {phase: statistics_of(steps, context) for phase in (ALL, *phases)}
+    statistics = statistics_by[ALL]
+    source: Any = corpus if trace is None else trace.corpus
+    sampler: Any = None
     options: dict[str, Any] = {}
     pass_seconds = 0.0
-    if corpus is None or not any(analysis.needs_text for analysis in asked.values()):
-        corpus = None
+    if source is None or not any(analysis.needs_text for analysis in asked.values()):
+        source = None
         without: dict[str, Any] = {"domains": (), "groups": {}, "corpus_name": "", "corpus_fingerprint": ""}
         context = replace(context, num_tokens=0, **without)
     else:
-        sampler = Sampler(
-            corpus,
-            model.tokenizer,
-            num_tokens=num_tokens,
-            seed=seed,
-            sequence_length=sequence_length,
-            max_positions=model.max_positions,
-            batch_tokens=batch_tokens,
-        )
         pass_started = time.perf_counter()
-        feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
+        if isinstance(model, Trace):
+            sampler = TraceSample(model, num_tokens, context.seed)
+            _replay(model, sampler, statistics_by, chosen, progress)
+            options |= {"trace": str(model.path), "num_tokens": num_tokens, "recorded": dict(model.facts.sampling)}
+        else:
+            sampler = Sampler(
+                source,
+                model.tokenizer,
+                num_tokens=context.num_tokens,
+                seed=context.seed,
+                sequence_length=sequence_length,
+                max_positions=model.max_positions,
+                batch_tokens=batch_tokens,
+            )
+            feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
+            options |= {
+                "num_tokens": context.num_tokens,
+                "sequence_length": sequence_length,
+                "batch_tokens": batch_tokens,
+                "predictions": context.predictions,
+            }
         pass_seconds = time.perf_counter() - pass_started
-        options |= {
-            "num_tokens": num_tokens,
-            "sequence_length": sequence_length,
-            "batch_tokens": batch_tokens,
-            "predictions": context.predictions,
-        }
         context = replace(context, num_tokens=int(sampler.num_tokens_D.sum()))
     options |= {name: analysis.options for name, analysis in asked.items() if analysis.options}
     if command_line is not None:
         options["command_line"] = command_line
-    answers = _answer(model, steps, statistics, context, notes)
-    made = {name: answers.tables[by[analysis]] for name, analysis in asked.items() if by[analysis] in answers.tables}
+    answers_by = {
+        phase: answer(None if isinstance(model, Trace) else model, steps, of_phase, context, notes)
+        for phase, of_phase in statistics_by.items()
+    }
+    made_by = {
+        phase: {name: answers.tables[by[each]] for name, each in asked.items() if by[each] in answers.tables}
+        for phase, answers in answers_by.items()
+    }
+    answers, made = answers_by[ALL], made_by[ALL]
     for entry in registry.entries("joint"):
         joint = registry.find(entry.name)
         table = joint.table({}, context, Given(tables=made))
@@ -221,13 +246,20 @@ def capture(
         command=command,
         analyses=list(made),
         options=options,
-        corpus=corpus,
+        corpus=source,
         sampler=sampler,
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
         pass_seconds=pass_seconds,
         total_seconds=time.perf_counter() - started,
     )
-    run = Run(context, {name: asked[name] for name in made}, statistics, made, manifest)
+    run = Run(
+        context,
+        {name: asked[name] for name in made},
+        statistics,
+        made,
+        manifest,
+        {phase: (statistics_by[phase], made_by[phase]) for phase in phases},
+    )
     for name, analysis in asked.items():
         if (error := answers.failed.get(by.get(analysis, analysis))) is not None:
             if not made:
@@ -236,137 +268,69 @@ def capture(
     return run
 
 
-@dataclass(frozen=True)
-class _Step:
-    """An analysis to be answered: because it was asked for, or because another needs its table."""
-
-    analysis: Analysis
-    needs: Mapping[str, Analysis]
-
-
-def _steps(asked: Iterable[Analysis], context: Context) -> tuple[list[_Step], dict[Analysis, Analysis]]:
-    """What to answer, each once, in an order in which every analysis comes after those it needs.
-
-    Returns:
-        The steps; and for each analysis asked for the one among them that answers it.
-    """
-    asked = list(asked)
-    steps: list[_Step] = []
-
-    def planned(analysis: Analysis) -> Analysis:
-        """The analysis whose table answers this one; it is among the steps."""
-        known = next((step.analysis for step in steps if step.analysis.answers(analysis)), None)
-        if known is not None:
-            return known
-        wanted = next((other for other in asked if other.answers(analysis)), analysis)
-        steps.append(_Step(wanted, {name: planned(other) for name, other in wanted.needs(context).items()}))
-        return wanted
-
-    return steps, {analysis: planned(analysis) for analysis in asked}
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """Each analysis' table, or why it has none."""
-
-    tables: dict[Analysis, xr.Dataset]
-    failed: dict[Analysis, Exception]
-
-
-def _answer(
-    model: MoEModel,
-    steps: Sequence[_Step],
-    statistics: Mapping[str, Statistic[Any]],
-    context: Context,
-    notes: list[str],
-) -> _Answers:
-    """First all that takes the model, then all tables; what fails is kept apart, so that the others are not lost."""
-    measured: dict[Analysis, Any] = {}
-    answers = _Answers({}, {})
-    with _noted(notes):
-        for step in steps:
-            try:
-                measured[step.analysis] = step.analysis.measure(model, statistics, context)
-            except Exception as error:
-                answers.failed[step.analysis] = error
-        for step in steps:
-            if step.analysis in answers.failed:
-                continue
-            given = Given(
-                measured[step.analysis],
-                {name: answers.tables[other] for name, other in step.needs.items() if other in answers.tables},
-                {
-                    name: str(getattr(why, "found", why))
-                    for name, other in step.needs.items()
-                    if (why := answers.failed.get(other)) is not None
-                },
-            )
-            try:
-                answers.tables[step.analysis] = step.analysis.table(statistics, context, given)
-            except Exception as error:
-                answers.failed[step.analysis] = error
-    return answers
+def _context(
+    model: MoEModel | Trace,
+    corpus: Corpus | None,
+    layers: Sequence[int],
+    num_tokens: int | None,
+    seed: int | None,
+    predictions: bool | None,
+    *,
+    whole: bool,
+) -> Context:
+    """Facts of the run before the pass; refuses what model and corpus, or the trace, can't give."""
+    if isinstance(model, Trace):
+        if corpus is not None:
+            raise UsageError("a corpus was given with a trace", remedy="leave it out: the trace has its own text")
+        facts, text = model.facts, model.corpus
+        return Context(
+            model=model.info,
+            layers=tuple(layers),
+            domains=text.domains,
+            groups=text.groups,
+            corpus_name=text.name,
+            num_tokens=num_tokens or facts.sampling.get("num_tokens") or facts.num_tokens,
+            seed=facts.seed if seed is None else seed,
+            predictions="predicted_token_id" in model.columns,
+            corpus_fingerprint=text.fingerprint,
+            recorded=model.columns,
+        )
+    if predictions and not model.complete:
+        raise UsageError(
+            f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
+            remedy="load the model without `layers`",
+        )
+    return Context(
+        model=model.info,
+        layers=tuple(layers),
+        domains=corpus.domains if corpus is not None else (),
+        groups=corpus.groups if corpus is not None else {},
+        corpus_name=corpus.name if corpus is not None else "",
+        num_tokens=(NUM_TOKENS if num_tokens is None else num_tokens) if corpus is not None else 0,
+        seed=seed or 0,
+        predictions=predictions if predictions is not None else (whole and model.complete),
+        corpus_fingerprint=corpus.fingerprint if corpus is not None else "",
+    )
 
 
-@contextmanager
-def _noted(notes: list[str]) -> Iterator[None]:
-    """Notes what is warned of inside, and warns of it all the same."""
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, MoescopeWarning):
-                notes.append(str(message))
-            show(message, category, *where, **more)
-
-        warnings.simplefilter("always", MoescopeWarning)
-        warnings.showwarning = record
-        yield
-
-
-def _asked(
-    analyses: Sequence[str | Analysis] | None, skip: Sequence[str], context: Context, notes: list[str]
-) -> dict[str, Analysis]:
-    """The analyses by name; those of a run of everything that can't be answered are left out and noted."""
-    if analyses is not None and not analyses:
-        raise UsageError("no analysis was asked for", expected=f"one or more of {', '.join(registry.names())}")
-    asked: dict[str, Analysis] = {}
-    everything = analyses is None
-    for given in analyses if analyses is not None else [name for name in registry.names() if name not in skip]:
-        analysis = registry.find(given, in_report=everything) if isinstance(given, str) else given
-        try:
-            if analysis.needs_text and not context.domains:
-                raise UsageError(
-                    f"{analysis.name} looks at what a model does with text, and no corpus was given",
-                    remedy='give one, such as load_corpus("embedded")',
-                )
-            if len(context.domains) < analysis.min_domains:
-                raise UsageError(
-                    f"corpus {context.corpus_name} has {len(context.domains)} domain ({', '.join(context.domains)}), "
-                    f"and {analysis.name} compares domains",
-                    expected=f"{analysis.min_domains} domains or more",
-                    remedy="use a folder with a sub-folder for each domain, or name the domain field with "
-                    "`domain_field`",
-                )
-            analysis.check(context)
-            notes.extend(analysis.left_out(context))
-        except UsageError as error:
-            if not everything:
-                raise
-            notes.append(f"{analysis.name} was left out: {error.found}")
-            continue
-        asked[analysis.name] = analysis
-    return asked
-
-
-def _statistics(steps: Sequence[_Step], context: Context) -> dict[str, Statistic[Any]]:
-    """All accumulators of all analyses; one is shared by those that declare it under the same key."""
-    statistics: dict[str, Statistic[Any]] = {}
-    for step in steps:
-        for key, statistic in step.analysis.statistics(context).items():
-            known = statistics.setdefault(key, statistic)
-            if type(known) is not type(statistic) or known.parameters != statistic.parameters:
-                raise RuntimeError(
-                    f"analysis {step.analysis.name} declares statistic {key!r} differently from another analysis"
-                )
-    return statistics
+def _replay(
+    trace: Trace,
+    sample: TraceSample,
+    statistics_by: Mapping[str, dict[str, Statistic[Any]]],
+    layers: Sequence[int],
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Updates the statistics of every phase with a trace; of one that knows counts alone, sets those."""
+    if "counts" not in trace.columns:
+        of_phase = {phase: list(statistics.values()) for phase, statistics in statistics_by.items()}
+        replay(trace, of_phase, layers=layers, wanted=sample.wanted, on_batch=progress)
+        return
+    facts = trace.facts
+    kept = [facts.layers.index(layer) for layer in layers]
+    statistics_by[ALL]["usage"] = ExpertUsage.from_counts(
+        trace.counts_LDE()[kept],
+        [domain.num_tokens for domain in facts.domains],
+        num_experts_per_token=facts.num_experts_per_token,
+        layers=layers,
+        domains=[domain.name for domain in facts.domains],
+    )

@@ -16,11 +16,12 @@ MOST_LINES = 400
 FLOORS = [
     ("errors", "measures"),
     ("records", "context"),
-    ("models", "corpora", "statistics"),
+    ("models", "corpora", "statistics", "traces"),
     ("one_pass", "figures", "results"),
     ("interventions",),
     ("analyses",),
-    ("run",),
+    ("tracing", "answering"),
+    ("recording", "run"),
     ("report",),
     ("cli",),
 ]

@@ -34,6 +34,7 @@ class Entry:
         kind: "question": answered from one forward pass. "joint": from the tables of the run's other questions, so that
             it has no command. "comparison": of several passes, with a command of its own.
         needs_text: Whether anything of it comes from text.
+        from_trace: Whether routing that was recorded earlier answers it.
         in_report: Options that differ in a run of everything, which has to answer all questions in a few minutes.
     """
 
@@ -44,6 +45,7 @@ class Entry:
     options: str | None = None
     kind: Kind = "question"
     needs_text: bool = True
+    from_trace: bool = False
     in_report: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,8 +86,15 @@ ENTRIES: tuple[Entry, ...] = (
         "routing",
         "Usage and specialization: how often each expert is selected, in which domains, with 95 % intervals.",
         "Usage",
+        from_trace=True,
     ),
-    _entry("entropy", "routing", "Router confidence: entropy, margins and top-1 probability of the router.", "Entropy"),
+    _entry(
+        "entropy",
+        "routing",
+        "Router confidence: entropy, margins and top-1 probability of the router.",
+        "Entropy",
+        from_trace=True,
+    ),
     _entry(
         "distributions",
         "routing",
@@ -97,19 +106,28 @@ ENTRIES: tuple[Entry, ...] = (
         "routing",
         "Vocabulary specialization: how far single token types are routed to single experts.",
         "Vocabulary",
+        from_trace=True,
     ),
-    _entry("overlap", "routing", "Overlap: how far experts share tokens, and token types.", "Overlap"),
+    _entry(
+        "overlap",
+        "routing",
+        "Overlap: how far experts share tokens, and token types.",
+        "Overlap",
+        from_trace=True,
+    ),
     _entry(
         "coactivation",
         "routing",
         "Co-activation: which experts are selected for the same tokens, more or less often than chance.",
         "Coactivation",
+        from_trace=True,
     ),
     _entry(
         "paths",
         "routing",
         "Expert paths: how far the expert at one MoE layer predicts the expert at the next.",
         "Paths",
+        from_trace=True,
     ),
     _entry(
         "similarity",

@@ -9,6 +9,7 @@ from moescope.analyses import registry
 
 MODEL = Group.create_ordered("Model")
 REPORT = Group.create_ordered("Report")
+TRACE = Group.create_ordered("Traces")
 QUESTIONS = {
     "routing": Group.create_ordered("Routing"),
     "experts": Group.create_ordered("Experts"),
@@ -17,7 +18,7 @@ QUESTIONS = {
 }
 GLOBAL = Group.create_ordered("Global options")
 
-OWN_MODULES = ("info", "report", "profile", "ablate", "saturation", "intervene")
+OWN_MODULES = ("info", "report", "trace", "profile", "ablate", "saturation", "intervene")
 """Commands that are more than a question's options; each has a file of its name beside this one."""
 
 HELP = """Look into a Mixture-of-Experts language model: how its router decides, what each expert does, whether experts
@@ -40,6 +41,7 @@ def build() -> App:
     commands = [
         ("info", "Show a model's architecture and router.", MODEL),
         ("report", "Answer every question in one pass and write a page about it.", REPORT),
+        ("trace", "Record the experts selected for every token, or import such recordings of other engines.", TRACE),
         *((entry.name, entry.summary, QUESTIONS[entry.group]) for entry in registry.entries()),
         *((entry.name, entry.summary, QUESTIONS[entry.group]) for entry in registry.entries("comparison")),
     ]

@@ -9,14 +9,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moescope.cli.options import CaptureOptions, ModelChoice, ModelOptions, TextOptions
+from moescope.cli.options import CaptureOptions, ModelChoice, ModelOptions, TextOptions, TracedOptions
 from moescope.cli.terminal import counting, print_line, print_note, quiet, show, working
-from moescope.errors import AnalysisFailed
+from moescope.errors import AnalysisFailed, UsageError
 
 if TYPE_CHECKING:
     from moescope.analyses.base import Analysis
     from moescope.corpora import Corpus
     from moescope.models import MoEModel
+    from moescope.traces import Trace
 
 DEFAULT_FOLDER = Path("results")
 
@@ -67,6 +68,7 @@ def _run(
         import moescope
         from moescope.analyses import registry
         from moescope.results import ResultsFolder
+        from moescope.run import NUM_TOKENS
 
     # What can be refused is refused before the pass: first of all an --out that exists.
     folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / command, force=options.force)
@@ -76,16 +78,23 @@ def _run(
     if names is not None:
         given = names() if callable(names) else names
         asked = [registry.find(name) if isinstance(name, str) else name for name in given]
-    deep = bool(options.predictions) or any(analysis.needs_whole_depth for analysis in asked or ())
-    model = load(options, whole_depth=deep)
-    if check is not None:
-        check(model)
-    layers = model.check_layers(options.layers) if options.layers is not None else None
+    recorded = options.trace if isinstance(options, TracedOptions) else None
     needs_text = asked is None or any(analysis.needs_text for analysis in asked)
-    corpus = open_corpus(options) if needs_text else None
+    model: MoEModel | Trace
+    corpus, total = None, options.num_tokens
+    if recorded is not None:
+        model = open_recorded(options, recorded)
+        total = total or model.facts.num_tokens
+    else:
+        deep = bool(options.predictions) or any(analysis.needs_whole_depth for analysis in asked or ())
+        model = load(options, whole_depth=deep)
+        if check is not None:
+            check(model)
+        corpus = open_corpus(options) if needs_text else None
+    layers = model.check_layers(options.layers) if options.layers is not None else None
     failure = None
     with folder:
-        with counting("reading", options.num_tokens) if needs_text else nullcontext() as progress:
+        with counting("reading", total or NUM_TOKENS) if needs_text else nullcontext() as progress:
             try:
                 run = moescope.capture(
                     model,
@@ -132,6 +141,25 @@ def load(options: ModelChoice, *, whole_depth: bool = False) -> MoEModel:
         )
 
 
+def open_recorded(options: CaptureOptions, path: Path) -> Trace:
+    """The trace that --trace names.
+
+    Raises:
+        UsageError: There is none, or flags were given that it replaces.
+    """
+    import moescope
+
+    given = options.replaced_by_trace() if isinstance(options, TracedOptions) else []
+    if given:
+        raise UsageError(
+            f"--trace was given with {', '.join(given)}",
+            expected="one of the two: a trace has its own model and text",
+            remedy="leave one out; `moescope trace import` takes --model for recordings of other engines",
+        )
+    with working(f"opening {path}"):
+        return moescope.open_trace(path)
+
+
 def open_corpus(options: TextOptions) -> Corpus:
     """The corpus the options name."""
     import moescope
@@ -150,6 +178,8 @@ def open_corpus(options: TextOptions) -> Corpus:
 
 def may_download(options: ModelChoice) -> bool:
     """Whether the model, or the text, may have to be fetched."""
+    if isinstance(options, TracedOptions) and options.trace is not None:
+        return False
     names = [(options.model, "nano")]
     if isinstance(options, TextOptions):
         names.append((options.corpus, "embedded"))

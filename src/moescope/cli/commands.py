@@ -27,11 +27,14 @@ class Command(App):
 def __getattr__(name: str) -> App:
     """The command of that name (PEP 562)."""
     if name in OWN_MODULES:
-        command = getattr(importlib.import_module(f"moescope.cli.{name}"), name)
+        module = importlib.import_module(f"moescope.cli.{name}")
+        command, inner = getattr(module, name), getattr(module, "SUBCOMMANDS", {})
     elif name in registry.names():
-        command = question(registry.entry(name))
+        command, inner = question(registry.entry(name)), {}
     else:
         raise AttributeError(name)
     app = new_app(name, None, kind=Command)
     app.default(command)
+    for inner_name, function in inner.items():
+        app.command(function, name=inner_name)
     return app

@@ -250,6 +250,33 @@ class CaptureOptions(Verbosity, DepthOptions, RunOptions, TextOptions, ModelOpti
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
+class TracedOptions(CaptureOptions):
+    """Options of a run of text through a model, or of routing that was recorded earlier."""
+
+    trace: Annotated[Path | None, Parameter(group=MODEL)] = None
+    """Routing that was recorded earlier, in place of --model and --corpus: a folder that `moescope trace` wrote, or a
+    recording of another engine (docs/traces.md)."""
+
+    num_tokens: Annotated[
+        int | None, Parameter(validator=AT_LEAST_ONE, converter=to_count, show_default=False, group=TEXT)
+    ] = None  # type: ignore[assignment]
+    """Tokens to count (100000, 1e5 or 100k), split evenly over the domains. Padding and special tokens never count.
+    Default: 100000; of a trace all."""
+
+    seed: Annotated[int | None, Parameter(show_default=False, group=TEXT)] = None  # type: ignore[assignment]
+    """Chooses the documents, the stretch taken of each, and the replicates behind intervals. The same seed on the same
+    machine gives the same tables. Default: 0; the seed that a trace was recorded with."""
+
+    def replaced_by_trace(self) -> list[str]:
+        """Flags that were given and make no sense beside --trace."""
+        plain = CaptureOptions()
+        names = ("model", "revision", "dtype", "device", "trust_remote_code", "corpus", "text_field", "domain_field",
+                 "config", "split", "domains", "num_domains", "sequence_length", "predictions")  # fmt: skip
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) != getattr(plain, name)]
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
 class WholeDepthOptions(Verbosity, RunOptions, TextOptions, ModelChoice):
     """Options of a run of text through the whole model."""
 

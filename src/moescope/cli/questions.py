@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 
 from moescope.analyses import registry, words
 from moescope.cli.capture import run_analyses
-from moescope.cli.options import CaptureOptions, ModelOptions, WeightsOptions, choice_of, is_choice
+from moescope.cli.options import CaptureOptions, ModelOptions, TracedOptions, WeightsOptions, choice_of, is_choice
 
 if TYPE_CHECKING:
     from moescope.analyses.base import Analysis
@@ -40,13 +40,15 @@ def question(
         def asked() -> list[Analysis]:
             return [entry.load(entry.analysis)(**(vars(own) if own is not None else {}))]
 
-        given = CaptureOptions(**vars(options)) if options is not None else CaptureOptions()
+        kind = TracedOptions if entry.from_trace else CaptureOptions
+        given = kind(**vars(options)) if options is not None else kind()
         given = prepare(given) if prepare is not None else given
         run_analyses(asked, given, command=command or entry.name, finish=finish)
 
     run.__name__ = entry.name
     run.__doc__ = f"{entry.summary}\n\n{explanation(entry.name)}"
     common: type[ModelOptions] = CaptureOptions if entry.needs_text else WeightsOptions
+    common = TracedOptions if entry.from_trace else common
     kinds: dict[str, Any] = {"options": common | None}
     options_class = entry.options_class()
     if options_class is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from moescope.cli.capture import print_summary, run_analyses
-from moescope.cli.options import CaptureOptions
+from moescope.cli.options import TracedOptions
 from moescope.cli.terminal import quiet, working
 from moescope.errors import UsageError
 
@@ -17,7 +17,7 @@ REPORT = Group("Report", sort_key=-1)
 
 def report(
     *,
-    options: CaptureOptions | None = None,
+    options: TracedOptions | None = None,
     analyses: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=REPORT)] = None,
     skip: Annotated[list[str] | None, Parameter(consume_multiple=(1, None), group=REPORT)] = None,
     existing: Annotated[Path | None, Parameter(name="--from", group=REPORT)] = None,
@@ -34,7 +34,7 @@ def report(
         skip: All parts but these, as in --skip atlas map.
         existing: Run nothing; write (or rewrite) the page of this results folder.
     """
-    options = options or CaptureOptions()
+    options = options or TracedOptions()
     if existing is not None:
         if options.out is not None:
             raise UsageError(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from moescope.errors import ResultsError
 from moescope.results.manifest import MANIFEST, Manifest
+from moescope.results.phases import of_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,14 +67,16 @@ class Results:
     def table(self, name: str) -> pd.DataFrame | None:
         """A table, or None where its analysis was not run.
 
-        The Parquet twin is read: it knows that a domain called "1984" and a token spelled "NA" are text.
+        Where a table has a column `phase`, the rows of all tokens. The Parquet twin is read: it knows that a domain called "1984" and a token spelled "NA" are text.
         """
         import pandas as pd
 
         if self.given is not None:
-            return self.given.get(name)
-        file = self.path / "tables" / f"{name}.parquet"
-        return pd.read_parquet(file) if file.is_file() else None
+            frame = self.given.get(name)
+        else:
+            file = self.path / "tables" / f"{name}.parquet"
+            frame = pd.read_parquet(file) if file.is_file() else None
+        return None if frame is None else of_all(frame)
 
     @property
     def headline(self) -> str:

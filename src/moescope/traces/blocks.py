@@ -33,6 +33,14 @@ class Source:
     source: str = ""
     text: str | None = None
 
+    def is_same(self, other: Source) -> bool:
+        """Whether both are of one document and domain."""
+        return (self.document_hash, self.document_id, self.domain) == (
+            other.document_hash,
+            other.document_id,
+            other.domain,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -101,18 +109,24 @@ class Block:
 
 
 def joined(blocks: Sequence[Block]) -> Block:
-    """Several blocks, all with the same columns, as one; documents stay apart."""
+    """Several blocks, all with the same columns, as one; a document that goes on in the next block stays one."""
     if len(blocks) == 1:
         return blocks[0]
     first = blocks[0]
-    starts = np.cumsum([0, *(len(block.documents) for block in blocks)])
+    documents: list[Source] = []
+    starts = []
+    for block in blocks:
+        last, begun = documents[-1] if documents else None, block.documents[0]
+        goes_on = last is not None and bool(last.document_id) and last.is_same(begun)
+        starts.append(len(documents) - goes_on)
+        documents.extend(block.documents[1:] if goes_on else block.documents)
 
     def together(name: str) -> NDArray | None:
         return None if getattr(first, name) is None else np.concatenate([getattr(block, name) for block in blocks])
 
     return Block(
-        documents=[document for block in blocks for document in block.documents],
-        rows_T=np.concatenate([block.rows_T + start for block, start in zip(blocks, starts, strict=False)]),
+        documents=documents,
+        rows_T=np.concatenate([block.rows_T + start for block, start in zip(blocks, starts, strict=True)]),
         positions_T=np.concatenate([block.positions_T for block in blocks]),
         generated_T=np.concatenate([block.generated_T for block in blocks]),
         expert_ids_TLK=np.concatenate([block.expert_ids_TLK for block in blocks]),
@@ -122,6 +136,13 @@ def joined(blocks: Sequence[Block]) -> Block:
         weights_TLK=together("weights_TLK"),
         measures={name: np.concatenate([block.measures[name] for block in blocks]) for name in first.measures},
     )
+
+
+def split(block: Block) -> tuple[Block | None, Block]:
+    """What comes before the last document, None where there is nothing, and the last document."""
+    start = int(np.searchsorted(block.rows_T, block.rows_T[-1]))
+    before = block.part(np.arange(start)) if start else None
+    return before, block.part(np.arange(start, block.num_tokens)) if start else block
 
 
 def hash_of(*parts: object) -> int:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from moescope.context import ModelInfo
 from moescope.errors import UsageError
-from moescope.traces.blocks import MEASURES, Block, Source, joined
+from moescope.traces.blocks import MEASURES, Block, Source, joined, split
 from moescope.traces.checks import check_ids
 from moescope.traces.facts import COUNTS, DOCUMENTS, TOKEN_TEXTS, TOKENS, Phase, TraceFacts, read_facts, spelled
 from moescope.traces.schema import COUNTS_SCHEMA, OPTIONAL_IDS, token_schema
@@ -147,16 +147,12 @@ class Trace:
         """
         self.num_counted_D[:] = self.num_documents_D[:] = 0
         held: Block | None = None
-        for block in self._chunks(layers):
-            if held is not None:
-                block = _continued(held, block)
-                held = None
-            whole = _start_of_last(block)
-            if block.num_tokens - whole > MOST_DOCUMENT:
+        for chunk in self._chunks(layers):
+            before, held = split(chunk if held is None else joined([held, chunk]))
+            if held.num_tokens > MOST_DOCUMENT:
                 raise _wrong(self.path, f"has a document of more than {MOST_DOCUMENT:,} tokens", "shorter documents")
-            if whole:
-                yield from self._taken(block.part(np.arange(whole)), wanted)
-            held = block.part(np.arange(whole, block.num_tokens))
+            if before is not None:
+                yield from self._taken(before, wanted)
         if held is not None:
             yield from self._taken(held, wanted)
         if wanted is None:
@@ -229,7 +225,11 @@ class Trace:
             weight_type=pa.float16() if halves else pa.float32(),
         )
         if not schema.equals(expected, check_metadata=False):
-            wrong = [name for name in expected.names if name not in schema.names or schema.field(name) != expected.field(name)]
+            wrong = [
+                name
+                for name in expected.names
+                if name not in schema.names or schema.field(name) != expected.field(name)
+            ]
             raise _wrong(path, f"has other columns than trace.json says ({', '.join(wrong[:5])})", "the same columns")
         skipped = {f"_{layer}" for layer in self.facts.layers if layer not in layers}
         return [name for name in expected.names if f"_{name.rpartition('_')[2]}" not in skipped]
@@ -256,7 +256,11 @@ class Trace:
             batch, codes_T = batch.take(pa.array(order)), codes_T[order]
             starts_T[1:] = codes_T[1:] != codes_T[:-1]
         first = np.flatnonzero(starts_T)
-        ids = batch.column("document_id").take(pa.array(first)).to_pylist() if "document_id" in known else [""] * len(first)
+        ids = (
+            batch.column("document_id").take(pa.array(first)).to_pylist()
+            if "document_id" in known
+            else [""] * len(first)
+        )
         expert_ids_TLK = np.stack([lists(f"expert_ids_{layer}") for layer in layers], axis=1)
         check_ids(expert_ids_TLK, self.facts.num_experts, layers, str(path))
         block = Block(
@@ -285,7 +289,9 @@ class Trace:
         for name, lowest in (("token_ids_T", 0), ("next_token_ids_T", -1), ("predicted_token_ids_T", 0)):
             values = getattr(block, name)
             if values is not None and (values.min() < lowest or values.max() >= self.facts.vocab_size):
-                raise _wrong(path, f"has token ids {values.min()} to {values.max()}", f"0 to {self.facts.vocab_size - 1}")
+                raise _wrong(
+                    path, f"has token ids {values.min()} to {values.max()}", f"0 to {self.facts.vocab_size - 1}"
+                )
         if block.positions_T.min() < 0:
             raise _wrong(path, "has negative positions", "positions from 0")
 
@@ -298,22 +304,6 @@ class Trace:
             return dict(zip(table["token_id"].to_pylist(), table["text"].to_pylist(), strict=True))
 
 
-def _start_of_last(block: Block) -> int:
-    """Index of the first token of the last document."""
-    return int(np.searchsorted(block.rows_T, block.rows_T[-1]))
-
-
-def _continued(held: Block, block: Block) -> Block:
-    """The last document of a block put before the next block, as one document where it goes on there."""
-    last, first = held.documents[-1], block.documents[0]
-    both = joined([held, block])
-    if not last.document_id or (last.document_hash, last.domain) != (first.document_hash, first.domain):
-        return both
-    rows_T = np.where(both.rows_T >= len(held.documents), both.rows_T - 1, both.rows_T)
-    documents = [*held.documents, *block.documents[1:]]
-    return Block(**{**vars(both), "rows_T": rows_T, "documents": documents})
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turns what a damaged file raises into an error that names it."""
@@ -322,7 +312,9 @@ def _readable(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
         if isinstance(error, UsageError):
             raise
-        raise _wrong(path, f"cannot be read: {str(error).splitlines()[0]}", "a Parquet file as moescope writes it") from error
+        raise _wrong(
+            path, f"cannot be read: {str(error).splitlines()[0]}", "a Parquet file as moescope writes it"
+        ) from error
 
 
 def _wrong(path: Path, found: str, expected: str) -> UsageError:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moescope.errors import UsageError
-from moescope.traces.blocks import MEASURES, Block, joined
+from moescope.traces.blocks import MEASURES, Block, joined, split
 from moescope.traces.facts import COUNTS, DOCUMENTS, FACTS, PHASES, TOKEN_TEXTS, TOKENS, TraceFacts
 from moescope.traces.schema import (
     COUNTS_SCHEMA,
@@ -61,7 +61,7 @@ class TraceWriter:
         self._id_type = id_type(num_experts if num_experts is not None else 2**16)
         self._with_text = with_text
         self._waiting: list[Block] = []
-        self._num_waiting = 0
+        self._num_waiting = self._num_held = 0
         self._in_part = 0
         self._part = 0
         self._tokens: pq.ParquetWriter | None = None
@@ -85,7 +85,7 @@ class TraceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._flush()
+            self._flush(last=True)
         for writer in (self._tokens, self._documents):
             if writer is not None:
                 writer.close()
@@ -116,7 +116,7 @@ class TraceWriter:
             raise UsageError(f"some documents have {missing} and others have not", expected="the same for all")
         self._waiting.append(block)
         self._num_waiting += block.num_tokens
-        if self._num_waiting >= ROW_GROUP:
+        if self._num_waiting >= max(ROW_GROUP, 2 * self._num_held):
             self._flush()
 
     def _begin(self, block: Block) -> None:
@@ -133,11 +133,19 @@ class TraceWriter:
             self.layers, self.num_experts_per_token, self.columns, id_type=self._id_type, weight_type=self._weight_type
         )
 
-    def _flush(self) -> None:
+    def _flush(self, *, last: bool = False) -> None:
+        """Writes what waits, but for the last document, which may go on in the next block."""
         if not self._waiting:
             return
-        block = joined(self._waiting)
-        self._waiting, self._num_waiting = [], 0
+        block: Block | None = joined(self._waiting)
+        assert block is not None
+        self._waiting, self._num_held = [], 0
+        if not last and block.documents[-1].document_id:
+            block, held = split(block)
+            self._waiting, self._num_held = [held], held.num_tokens
+        self._num_waiting = self._num_held
+        if block is None:
+            return
         if self._tokens is not None and self._in_part >= PART:
             self._tokens.close()
             self._tokens = None

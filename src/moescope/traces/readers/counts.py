@@ -59,7 +59,9 @@ def _counted(request: Request, counts: np.ndarray, given: dict[str, list[Any]]) 
     domains = [str(domain) for domain in given.get("domains", [])]
     if not domains and counts.ndim == 3:
         several = counts.shape[1] > 1
-        domains = [f"{request.default_domain} {n + 1}" if several else request.default_domain for n in range(counts.shape[1])]
+        domains = [
+            f"{request.default_domain} {n + 1}" if several else request.default_domain for n in range(counts.shape[1])
+        ]
     if counts.ndim != 3 or counts.shape[:2] != (len(layers), len(domains)) or (counts < 0).any():
         raise UsageError(
             f"{path}: counts of shape {counts.shape} for {len(layers)} layers and {len(domains)} domains",

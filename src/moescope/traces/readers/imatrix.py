@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moescope.errors import UsageError
-from moescope.traces.readers.base import Counted, Request, counted_tokens, layers_of
+from moescope.traces.readers.base import Counted, Request, counted_tokens
 
 _COUNTS = re.compile(r"blk\.(\d{1,5})\.ffn_(?:gate|up|gate_up|down)_exps\.weight\.counts")
 

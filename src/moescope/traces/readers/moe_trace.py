@@ -45,11 +45,17 @@ def read(request: Request) -> Counted:
             counts[layer][expert] += 1
     if set(counts) != set(shape.layers):
         raise UsageError(
-            f"{request.paths[0]}: rows of {len(counts)} layers", expected=f"all {len(shape.layers)} MoE layers of the model"
+            f"{request.paths[0]}: rows of {len(counts)} layers",
+            expected=f"all {len(shape.layers)} MoE layers of the model",
         )
     layers = list(shape.layers)
     counts_LE = np.stack([counts[layer] for layer in layers])
     tokens = counted_tokens(counts_LE, shape.num_experts_per_token, layers, str(request.paths[0]))
     return Counted(
-        "llama.cpp", layers, [request.default_domain], counts_LE[:, None], np.array([tokens]), shape.num_experts_per_token
+        "llama.cpp",
+        layers,
+        [request.default_domain],
+        counts_LE[:, None],
+        np.array([tokens]),
+        shape.num_experts_per_token,
     )

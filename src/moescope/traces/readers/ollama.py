@@ -64,7 +64,9 @@ def _step(
         short |= {layer for layer, table in tables.items() if len(table) < num_tokens}
         stream.begin(sorted(set(tables) - short), place)
         if short:
-            stream.recording.notes.append(f"layer {spelled(sorted(short))} is left out: not all tokens have routing there")
+            stream.recording.notes.append(
+                f"layer {spelled(sorted(short))} is left out: not all tokens have routing there"
+            )
     kept = {layer: table for layer, table in tables.items() if layer not in short}
     if weights and set(kept) - set(weights):
         raise UsageError(f"{place}: some layers have weights and others have not", expected="weights of all layers")

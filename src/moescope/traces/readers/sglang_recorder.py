@@ -191,7 +191,9 @@ def _block(
         documents=[Source("", 0, request.default_domain)],
         rows_T=np.zeros(len(tokens_T), np.int64),
         positions_T=positions_T,
-        generated_T=np.full(len(tokens_T), str(record.get("forward_mode", "")).upper() in ("2", "DECODE", "FORWARDMODE.DECODE")),
+        generated_T=np.full(
+            len(tokens_T), str(record.get("forward_mode", "")).upper() in ("2", "DECODE", "FORWARDMODE.DECODE")
+        ),
         expert_ids_TLK=ids_TLK,
         token_ids_T=tokens_T,
     )

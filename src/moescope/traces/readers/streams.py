@@ -10,8 +10,8 @@ import numpy as np
 from moescope.errors import UsageError
 from moescope.traces.blocks import Block, Source
 from moescope.traces.checks import check_ids
-from moescope.traces.readers.base import Recording, Request, checked_k
 from moescope.traces.facts import spelled
+from moescope.traces.readers.base import Recording, Request, checked_k
 
 
 def matrix(value: Any, place: str, *, kind: str = "iu") -> np.ndarray:

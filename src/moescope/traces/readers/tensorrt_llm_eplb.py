@@ -28,7 +28,9 @@ def read(request: Request) -> Counted:
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{folder / META} can't be read: {error}", expected="TensorRT-LLM's expert statistics") from error
+        raise UsageError(
+            f"{folder / META} can't be read: {error}", expected="TensorRT-LLM's expert statistics"
+        ) from error
     if not isinstance(meta, dict):
         raise UsageError(f"{folder / META} is no object", expected="num_experts, num_experts_per_token")
     num_experts = whole(meta, "num_experts", META, MAX_EXPERTS + 1)
@@ -54,7 +56,9 @@ def read(request: Request) -> Counted:
         except (SafetensorError, OSError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise UsageError(f"{file} can't be read: {error}", expected="a safetensors file written to the end") from error
+            raise UsageError(
+                f"{file} can't be read: {error}", expected="a safetensors file written to the end"
+            ) from error
     layers = sorted(totals)
     shape = request.shape
     if shape is not None and (layers != list(shape.layers) or num_experts != shape.num_experts):
