@@ -131,7 +131,7 @@ def record_trace(
                 notes=notes,
                 pass_seconds=seconds,
                 total_seconds=time.perf_counter() - started,
-            )  # fmt: skip
+            )
         )
     return Trace(folder.path)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,12 +49,23 @@ def open_trace(
                 remedy="leave the other arguments out",
             )
         return Trace(paths[0])
-    kept = tempfile.TemporaryDirectory(prefix="moescope-trace-")
-    write_import(
-        paths, Path(kept.name), format=format, model=model, tokenizer=tokenizer, domain=domain,
-        domain_field=domain_field,
-    )  # fmt: skip
-    return Trace(Path(kept.name), kept=kept)
+    folder = Path(tempfile.mkdtemp(prefix="moescope-trace-"))
+    try:
+        write_import(
+            paths,
+            folder,
+            format=format,
+            model=model,
+            tokenizer=tokenizer,
+            domain=domain,
+            domain_field=domain_field,
+        )
+        trace = Trace(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(trace, shutil.rmtree, folder, ignore_errors=True)
+    return trace
 
 
 def import_trace(

@@ -1,7 +1,7 @@
 """The same routing written as each engine writes it: what readers are held to.
 
-`documents_of` takes a trace apart; each `write_*` writes it, and returns the path to read. Half of each document's tokens
-are a prompt, the others are as if the model had written them, where a format tells the two apart.
+`documents_of` takes a trace apart; each `write_*` writes it, and returns the path to read. Half of each document's
+tokens are a prompt, the others are as if the model had written them, where a format tells the two apart.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class ImportOptions(Verbosity, OutputOptions):
 
     format: Annotated[str, Parameter(group=IMPORT)] = "auto"
     """What wrote the files: vllm, sglang, sglang-recorder, tensorrt-llm, tensorrt-llm-eplb, megatron, bigmoeonedge,
-    ollama, olmoe, imatrix (llama.cpp), moe-trace (llama.cpp) or counts (.npz). Default: auto, by what they look like."""
+    ollama, olmoe, imatrix (llama.cpp), moe-trace (llama.cpp) or counts (.npz). Default: by their look."""
 
     model: Annotated[str | None, Parameter(group=MODEL)] = None
     """The model that was traced: a Hugging Face id, a folder, or a config.json; its weights are not read. It tells the

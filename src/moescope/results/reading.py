@@ -67,7 +67,8 @@ class Results:
     def table(self, name: str) -> pd.DataFrame | None:
         """A table, or None where its analysis was not run.
 
-        Where a table has a column `phase`, the rows of all tokens. The Parquet twin is read: it knows that a domain called "1984" and a token spelled "NA" are text.
+        Where a table has a column `phase`, the rows of all tokens. The Parquet twin is read: it knows that a domain
+        called "1984" and a token spelled "NA" are text.
         """
         import pandas as pd
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,10 +45,9 @@ class Trace:
         facts: What it is of.
     """
 
-    def __init__(self, path: Path, *, kept: Any = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.facts: TraceFacts = read_facts(path)
-        self._kept = kept  # a temporary folder lives as long as what reads it
         self.num_counted_D = np.zeros(len(self.facts.domains), dtype=np.int64)
         self.num_documents_D = np.zeros_like(self.num_counted_D)
 

@@ -45,13 +45,11 @@ def read(request: Request) -> Counted:
     recorded = sorted(counts)
     counts_LE = np.stack([counts[layer] for layer in recorded])
     shape = request.shape
-    layers = recorded
-    if shape is not None:
-        if counts_LE.shape[1] != shape.num_experts or recorded != list(shape.layers):
-            raise UsageError(
-                f"{path}: {counts_LE.shape[1]} experts at {len(recorded)} layers",
-                expected=f"{shape.num_experts} experts at {len(shape.layers)} layers, as the model has",
-            )
+    if shape is not None and (counts_LE.shape[1] != shape.num_experts or recorded != list(shape.layers)):
+        raise UsageError(
+            f"{path}: {counts_LE.shape[1]} experts at {len(recorded)} layers",
+            expected=f"{shape.num_experts} experts at {len(shape.layers)} layers, as the model has",
+        )
     tokens = _positive(fields, "imatrix.chunk_count", path) * _positive(fields, "imatrix.chunk_size", path)
     per_token, rest = divmod(int(counts_LE[0].sum()), tokens)
     if rest or not per_token or (shape is not None and per_token != shape.num_experts_per_token):
@@ -62,9 +60,9 @@ def read(request: Request) -> Counted:
             else f"{shape.num_experts_per_token} experts for each token",
             remedy="matrices that were merged or cut off can't be used",
         )
-    if counted_tokens(counts_LE, per_token, layers, str(path)) != tokens:
+    if counted_tokens(counts_LE, per_token, recorded, str(path)) != tokens:
         raise UsageError(f"{path}: counts that do not add up", expected=f"{tokens:,} tokens at every layer")
-    return Counted("llama.cpp", layers, [request.default_domain], counts_LE[:, None], np.array([tokens]), per_token)
+    return Counted("llama.cpp", recorded, [request.default_domain], counts_LE[:, None], np.array([tokens]), per_token)
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -32,7 +32,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as file:
             if path.name.endswith(".gz"):
-                yield gzip.open(file, "rb")  # type: ignore[misc]
+                yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
             elif path.name.endswith(".zst"):
                 reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
                 yield io.BufferedReader(reader, 2**20)  # type: ignore[type-var]

@@ -1,4 +1,4 @@
-"""Megatron-core's `router_trace_rank*.jsonl`: one line per step and layer, experts in their own order, not by weight."""
+"""Megatron-core's `router_trace_rank*.jsonl`: a line per step and layer, experts in their own order, not by weight."""
 
 from __future__ import annotations
 

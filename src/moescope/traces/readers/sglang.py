@@ -73,8 +73,7 @@ def _table(text: str, request: Request, place: str) -> np.ndarray:
     if not data or len(data) % row:
         raise UsageError(
             f"{place}: {len(data):,} bytes of routing",
-            expected=f"a multiple of {row}: int32 of {shape.num_blocks} blocks and {shape.num_experts_per_token} experts "
-            "per token",
+            expected=f"a multiple of {row}: int32, {shape.num_blocks} blocks x {shape.num_experts_per_token} experts",
             remedy="give the model that was traced, and check that the file was written to the end",
         )
     return np.frombuffer(data, "<i4").reshape(-1, shape.num_blocks, shape.num_experts_per_token).astype(np.int64)
