@@ -1,4 +1,4 @@
-"""A trace of ours: what it answers is what the model answers; what it can't is said; what it holds can be read by all."""
+"""A trace of ours: it answers what the model answers; what it can't is said; others can read it."""
 
 from __future__ import annotations
 

@@ -29,9 +29,15 @@ def token_texts(
     ⟨U+200B⟩; bytes that are no whole character as ⟨0xE2⟩; a token without any text, or without a tokenizer, by its id.
     In place of a tokenizer there may be such texts by id, as a trace keeps them.
     """
-    if isinstance(tokenizer, Mapping):
-        return {int(token_id): visible(tokenizer.get(int(token_id), f"⟨id {token_id}⟩")) for token_id in set(token_ids)}
+    if isinstance(tokenizer, Mapping):  # from a file of strangers: what is visible already stays as it is
+        return {token_id: _recorded(tokenizer, token_id) for token_id in map(int, set(token_ids))}
     return {int(token_id): _text(tokenizer, int(token_id)) for token_id in set(token_ids)}
+
+
+def _recorded(texts: Mapping[int, str], token_id: int) -> str:
+    nameless = f"⟨id {token_id}⟩"
+    text = texts.get(token_id, nameless)
+    return text if text == nameless else visible(text)
 
 
 def visible(text: str) -> str:

@@ -44,7 +44,7 @@ def read(request: Request) -> Counted:
             with safe_open(file, framework="np") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 (no mapping)
                     match = _KEY.fullmatch(key)
-                    counts_E = tensors.get_tensor(key) if match else None
+                    counts_E: np.ndarray = tensors.get_tensor(key) if match else np.zeros(0)
                     if match is None or counts_E.shape != (num_experts,) or counts_E.dtype.kind not in "iu":
                         raise UsageError(
                             f"{file}: {key[:60]} is no count of {num_experts} experts", expected="iteration_layer"
