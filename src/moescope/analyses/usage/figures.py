@@ -154,7 +154,7 @@ def specialists(table: xr.Dataset, context: Context) -> Figure:
 
 @styled
 def information(table: xr.Dataset, context: Context) -> Figure:
-    """Information about the domain per layer: of the set of selected experts, and of one of them, each with its null."""
+    """Information about the domain per layer: of the set of selected experts, and of one of them with its null."""
     fig, ax = style.figure("column", 2.4)
     layers, name = table["layer"].values, "mutual_information"
     charts.band(ax, layers, table[f"{name}_null_low"].values, table[f"{name}_null_high"].values, color=style.NEUTRAL)
@@ -182,8 +182,8 @@ def information(table: xr.Dataset, context: Context) -> Figure:
     caption(
         fig,
         context.caption,
-        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} random relabelings of documents; band of "
-        "the set: 95 % CI over held-out documents",
+        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} random relabelings of documents; "
+        "band of the set: 95 % CI over held-out documents",
     )
     return fig
 
