@@ -137,7 +137,7 @@ class ExpertUsage(Statistic[Routing]):
         if record.logits_TE is not None:  # routing that was recorded earlier has none
             probabilities_BE = torch.zeros_like(counts_BE, dtype=torch.float64)
             probabilities_BE.index_add_(0, drawn.rows_T, record.probabilities_TE.to(probabilities_BE))
-            domains_DE = torch.zeros_like(self.state["probabilities_LDE"][layer])
+            domains_DE = probabilities_BE.new_zeros((num_domains, self.num_experts))
             domains_DE.index_add_(0, drawn.cells_B % num_domains, probabilities_BE)
             self._combine("probabilities_LDE", domains_DE, layer)
 
@@ -208,7 +208,7 @@ class ExpertUsage(Statistic[Routing]):
         """All measures of usage and specialization; see `moescope.statistics.usage_table.usage_table`."""
         return usage_table(
             UsageCounts(
-                **{name: tensor.cpu().numpy() for name, tensor in self.state.items()},
+                **{name: tensor.cpu().numpy() for name, tensor in self.totals().items()},
                 layers=self.layers,
                 domains=self.domains,
                 num_experts_per_token=self.num_experts_per_token,
