@@ -18,6 +18,7 @@ MODEL = Group.create_ordered("Model")
 TEXT = Group.create_ordered("Text")
 RUN = Group.create_ordered("Run")
 OUTPUT = Group.create_ordered("Output")
+IMPORT = Group("Import", sort_key=-1)
 
 AT_LEAST_ONE = validators.Number(gte=1)
 
@@ -285,3 +286,26 @@ class WholeDepthOptions(Verbosity, RunOptions, TextOptions, ModelChoice):
 @dataclass(kw_only=True)
 class CompareOptions(Verbosity, RunOptions, TextOptions, ModelOptions):
     """Options of a comparison of passes over the same text."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class ImportOptions(Verbosity, OutputOptions):
+    """Options of an import."""
+
+    format: Annotated[str, Parameter(group=IMPORT)] = "auto"
+    """What wrote the files: vllm, sglang, sglang-recorder, tensorrt-llm, tensorrt-llm-eplb, megatron, bigmoeonedge,
+    ollama, olmoe, imatrix (llama.cpp), moe-trace (llama.cpp) or counts (.npz). Default: by their look."""
+
+    model: Annotated[str | None, Parameter(group=MODEL)] = None
+    """The model that was traced: a Hugging Face id, a folder, or a config.json; its weights are not read. It tells the
+    layers without experts, the number of experts and the texts of tokens. Default: what the recording tells."""
+
+    tokenizer: Annotated[str | None, Parameter(group=MODEL)] = None
+    """A folder or Hugging Face id whose tokenizer gives the texts of tokens. Default: the model's."""
+
+    domain: Annotated[str | None, Parameter(group=IMPORT)] = None
+    """The domain of all of it. Default: the field `domain` of each record, else the file's name."""
+
+    domain_field: Annotated[str | None, Parameter(group=IMPORT)] = None
+    """Field of a record that names its domain; dots lead into nested records."""

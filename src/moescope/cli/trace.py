@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter, validators
 
 from moescope.cli.capture import DEFAULT_FOLDER, command_line, load, may_download, open_corpus
-from moescope.cli.options import MODEL, CaptureOptions, OutputOptions, Verbosity
+from moescope.cli.options import CaptureOptions, ImportOptions
 from moescope.cli.terminal import counting, print_line, print_note, quiet, working
 
 if TYPE_CHECKING:
     from moescope.traces import Trace
 
 TRACE = Group("Trace", sort_key=-1)
-IMPORT = Group("Import", sort_key=-1)
 
 
 def trace(
@@ -68,29 +66,6 @@ def trace(
                 progress=progress,
             )
         _say(made)
-
-
-@Parameter(name="*")
-@dataclass(kw_only=True)
-class ImportOptions(Verbosity, OutputOptions):
-    """Options of an import."""
-
-    format: Annotated[str, Parameter(group=IMPORT)] = "auto"
-    """What wrote the files: vllm, sglang, sglang-recorder, tensorrt-llm, tensorrt-llm-eplb, megatron, bigmoeonedge,
-    ollama, olmoe, imatrix (llama.cpp), moe-trace (llama.cpp) or counts (.npz). Default: by their look."""
-
-    model: Annotated[str | None, Parameter(group=MODEL)] = None
-    """The model that was traced: a Hugging Face id, a folder, or a config.json; its weights are not read. It tells the
-    layers without experts, the number of experts and the texts of tokens. Default: what the recording tells."""
-
-    tokenizer: Annotated[str | None, Parameter(group=MODEL)] = None
-    """A folder or Hugging Face id whose tokenizer gives the texts of tokens. Default: the model's."""
-
-    domain: Annotated[str | None, Parameter(group=IMPORT)] = None
-    """The domain of all of it. Default: the field `domain` of each record, else the file's name."""
-
-    domain_field: Annotated[str | None, Parameter(group=IMPORT)] = None
-    """Field of a record that names its domain; dots lead into nested records."""
 
 
 def import_(*paths: Path, options: ImportOptions | None = None) -> None:
