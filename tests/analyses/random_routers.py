@@ -20,7 +20,7 @@ from moescope.results.reading import Results
 from tests.report.folders import manifest
 
 LAYERS, NUM_EXPERTS, NUM_SELECTED, VOCAB_SIZE = (0, 1, 2, 3), 16, 4, 60
-QUESTIONS = ("usage", "vocabulary", "coactivation", "paths", "entropy", "overlap")
+QUESTIONS = ("usage", "vocabulary", "coactivation", "paths", "entropy")
 
 Preferences = Callable[[np.random.Generator, TokenBatch, int], np.ndarray]
 """Logits (T, E) of one layer: what a router would prefer, beside noise of its own for each token."""
@@ -94,15 +94,19 @@ def findings(seed: int, preferences: Preferences, *, num_domains: int = 4, per: 
         layers=LAYERS, domains=domains, groups={}, corpus_name="made", num_tokens=tokens.num_tokens, seed=seed,
         predictions=False,
     )  # fmt: skip
-    frames = {}
+    analyses = [registry.find(name) for name in QUESTIONS]
+    asked = [analysis.statistics(context) for analysis in analyses]
+    # What two questions give the same key is fed once, as in a run.
+    shared = {key: statistic for statistics in asked for key, statistic in statistics.items()}
     made = routings(seed, tokens, preferences)
-    for name in QUESTIONS:
-        analysis = registry.find(name)
-        statistics = analysis.statistics(context)
-        for statistic in statistics.values():
-            for routing in made:
-                bare = dataclasses.replace(routing, logits_TE=None) if statistic.needs_predictions else routing
-                statistic.update(bare)
-        frames |= analysis.frames(analysis.table(statistics, context), context)
+    for statistic in shared.values():
+        for routing in made:
+            bare = dataclasses.replace(routing, logits_TE=None) if statistic.needs_predictions else routing
+            statistic.update(bare)
+    frames = {}
+    for analysis, statistics in zip(analyses, asked, strict=True):
+        frames |= analysis.frames(analysis.table({key: shared[key] for key in statistics}, context), context)
+    if "lift_p_value" not in frames["specialists"]:
+        frames["specialists"]["lift_p_value"] = np.nan
     facts = {"num_experts": NUM_EXPERTS, "num_experts_per_token": NUM_SELECTED, "layers": list(LAYERS)}
     return find(Results(Path("nowhere"), manifest(**facts), given=frames))
