@@ -17,6 +17,7 @@ from moescope.analyses.finding import Finding, find
 from moescope.context import Context, ModelInfo
 from moescope.records import Routing, TokenBatch
 from moescope.results.reading import Results
+from moescope.statistics.samples.routed import RoutedDocuments, RoutedTokens
 from tests.report.folders import manifest
 
 LAYERS, NUM_EXPERTS, NUM_SELECTED, VOCAB_SIZE = (0, 1, 2, 3), 16, 4, 60
@@ -78,6 +79,19 @@ def routings(seed: int, tokens: TokenBatch, preferences: Preferences) -> list[Ro
         previous = made[-1] if made else None
         made.append(Routing(tokens, layer, ids_TK, weights_TK, NUM_EXPERTS, logits_TE, previous=previous))
     return made
+
+
+def routed(
+    seed: int, preferences: Preferences, *, num_domains: int = 4, per: int = 12, num_samples: int = 200_000
+) -> RoutedDocuments:
+    """The sample of whole documents, with this router's experts."""
+    tokens = documents(seed, [f"domain {index}" for index in range(num_domains)], per)
+    statistic = RoutedTokens(
+        layers=LAYERS, num_experts=NUM_EXPERTS, num_experts_per_token=NUM_SELECTED, num_samples=num_samples, seed=seed
+    )
+    for routing in routings(seed, tokens, preferences):
+        statistic.update(routing)
+    return statistic.sample()
 
 
 def findings(seed: int, preferences: Preferences, *, num_domains: int = 4, per: int = 12) -> list[Finding]:

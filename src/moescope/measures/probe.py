@@ -56,9 +56,13 @@ class Probe:
         self._fit(features_NE, labels_N, self.penalty)
 
     def _fit(self, features_NE: NDArray[np.float32], labels_N: Ints, penalty: float) -> None:
+        from sklearn.dummy import DummyClassifier
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
+        if len(np.unique(labels_N)) == 1:  # nothing to regress on
+            self._model = DummyClassifier(strategy="prior").fit(features_NE, labels_N)
+            return
         model = LogisticRegression(C=1 / (penalty * len(labels_N)), tol=1e-3, max_iter=100)
         with warnings.catch_warnings():
             # A probe that has not converged is judged on held-out documents all the same.

@@ -99,7 +99,7 @@ class RoutedTokens(Sample[Routing]):
     All tokens whose (document's hash, position) is among the N smallest are kept; the last document may be cut, and
     `sample` leaves it out. A document is one row of one batch. The sample of two corpora is that of both together.
 
-    State: `N (8 * 5 + L K b)` bytes, b = 1 up to 256 experts and 2 beyond, whatever the number of tokens (33 MB for 16
+    State: `N (44 + L K b)` bytes, b = 1 up to 256 experts and 2 beyond, whatever the number of tokens (34 MB for 16
     layers, 200,000 tokens, K = 8).
 
     Args:
