@@ -1,6 +1,7 @@
 """Dependence of consecutive layers on held-out documents, on routers made by hand."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def test_it_is_the_weighted_dependence_of_first_ranks_by_loops():
     table = dependence(sample)
     assert list(table["layer"].values) == list(LAYERS[:-1])
     judge = sample.halves_N == 1
-    for here, following in zip(LAYERS[:-1], LAYERS[1:], strict=True):
+    for here, following in pairwise(LAYERS):
         first_N, second_N = sample.expert_ids_NK(here)[:, 0], sample.expert_ids_NK(following)[:, 0]
         scores_EE = learned_scores(first_N[~judge], second_N[~judge, None], NUM_EXPERTS, NUM_EXPERTS)
         expected = 0.0

@@ -74,7 +74,8 @@ class RoutedDocuments:
 
     def expert_ids_NK(self, layer: int) -> Ints:
         """The experts selected at that layer, by rank."""
-        return self.expert_ids_LNK[list(self.layers).index(layer)].astype(np.int64)
+        expert_ids_NK: Ints = self.expert_ids_LNK[list(self.layers).index(layer)].astype(np.int64)
+        return expert_ids_NK
 
 
 @dataclass(frozen=True)
