@@ -25,25 +25,39 @@ def clustered(seed: int, num_documents: int = 40, spread: float = 1.0) -> tuple[
     return shared_N + generator.normal(size=len(documents_N)), documents_N
 
 
-def test_it_is_the_formula_by_a_plain_loop():
+def test_it_is_the_mean_with_its_jackknife_by_a_plain_loop():
     scores_N, documents_N = clustered(1)
     order = np.random.default_rng(0).permutation(len(scores_N))  # the order of tokens has no part in it
     found = clustered_mean(scores_N[order], documents_N[order])
-    names = sorted(set(documents_N.tolist()))
-    total, mean = len(scores_N), math.fsum(scores_N) / len(scores_N)
+    mean = math.fsum(scores_N) / len(scores_N)
     squares, lengths = 0.0, []
-    for name in names:
-        own = [score for score, document in zip(scores_N, documents_N, strict=True) if document == name]
-        squares += sum(score - mean for score in own) ** 2
-        lengths.append(len(own))
-    effective = total**2 / sum(length**2 for length in lengths)
-    error = math.sqrt(len(names) / (len(names) - 1) * squares) / total
+    for name in sorted(set(documents_N.tolist())):
+        others = [score for score, document in zip(scores_N, documents_N, strict=True) if document != name]
+        squares += (math.fsum(others) / len(others) - mean) ** 2
+        lengths.append(len(scores_N) - len(others))
+    count = len(lengths)
+    error = math.sqrt((count - 1) / count * squares)
+    effective = sum(lengths) ** 2 / sum(length**2 for length in lengths)
+    freedom = sum(length**2 for length in lengths) ** 2 / sum(length**4 for length in lengths) - 1
     assert found.mean == pytest.approx(mean)
     assert found.standard_error == pytest.approx(error)
     assert (found.num_documents, found.effective_documents) == (40, pytest.approx(effective))
-    reach = student.ppf(0.975, effective - 1) * error
+    assert found.degrees_of_freedom == pytest.approx(freedom) and freedom < count - 1
+    reach = student.ppf(0.975, freedom) * error
     assert found.interval == pytest.approx((mean - reach, mean + reach))
-    assert found.p_value(0.1) == pytest.approx(student.sf((mean - 0.1) / error, effective - 1))
+    assert found.p_value(0.1) == pytest.approx(student.sf((mean - 0.1) / error, freedom))
+
+
+def test_each_margin_that_a_document_is_part_of_enlarges_its_deviation():
+    scores_N, documents_N = clustered(2, num_documents=12)
+    sizes = {name: int((documents_N == name).sum()) for name in set(documents_N.tolist())}
+    for margins in (1, 2):
+        squares = sum(
+            ((scores_N - scores_N.mean())[documents_N == name].sum() / (1 - size / len(scores_N)) ** margins) ** 2
+            for name, size in sizes.items()
+        )
+        found = clustered_mean(scores_N, documents_N, num_margins=margins)
+        assert found.standard_error == pytest.approx(math.sqrt(11 / 12 * squares) / len(scores_N))
 
 
 def test_documents_of_one_token_are_a_t_test():
@@ -65,7 +79,7 @@ def test_intervals_of_clustered_scores_cover_their_mean():
         covered += low <= 0 <= high
         rejected += found.p_value() <= 0.05
         naive += abs(scores_N.mean()) <= 1.96 * scores_N.std() / np.sqrt(len(scores_N))
-    # Linearized with effective degrees of freedom: not exact, a percent either way.
+    # Degrees of freedom are approximate: a percent either way.
     assert binom.ppf(1e-4, repetitions, 0.94) <= covered <= binom.ppf(1 - 1e-4, repetitions, 0.965)
     assert binom.ppf(1e-4, repetitions, 0.035) <= rejected <= binom.ppf(1 - 1e-4, repetitions, 0.06)
     assert naive < 0.6 * repetitions  # tokens taken as independent: what the document is there for
