@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 import moescope
-from moescope import answering
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.context import Context
@@ -28,6 +27,7 @@ from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
 from moescope.models import load_model
 from moescope.results import ResultsFolder, writing
+from moescope.run import answering
 from tests.analyses.runs import WORDS, small_corpus, tiny_model
 from tests.families import build, save
 

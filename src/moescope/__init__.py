@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from moescope.interventions import Set as Set
     from moescope.interventions import intervening as intervening
     from moescope.models import load_model as load_model
-    from moescope.recording import record_trace as record_trace
     from moescope.run import Run as Run
     from moescope.run import capture as capture
-    from moescope.tracing import import_trace as import_trace
-    from moescope.tracing import open_trace as open_trace
+    from moescope.run.recording import record_trace as record_trace
+    from moescope.run.tracing import import_trace as import_trace
+    from moescope.run.tracing import open_trace as open_trace
+    from moescope.traces import Trace as Trace
 
 __version__ = importlib.metadata.version("moescope")
 
@@ -29,9 +30,10 @@ _HOMES = {
     "load_corpus": "moescope.corpora",
     "capture": "moescope.run",
     "Run": "moescope.run",
-    "open_trace": "moescope.tracing",
-    "import_trace": "moescope.tracing",
-    "record_trace": "moescope.recording",
+    "open_trace": "moescope.run.tracing",
+    "import_trace": "moescope.run.tracing",
+    "record_trace": "moescope.run.recording",
+    "Trace": "moescope.traces",
     "Ablate": "moescope.interventions",
     "Replace": "moescope.interventions",
     "Scale": "moescope.interventions",
@@ -45,6 +47,7 @@ __all__ = [
     "Run",
     "Scale",
     "Set",
+    "Trace",
     "__version__",
     "capture",
     "import_trace",

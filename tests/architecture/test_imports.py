@@ -20,8 +20,7 @@ FLOORS = [
     ("one_pass", "figures", "results"),
     ("interventions",),
     ("analyses",),
-    ("tracing", "answering"),
-    ("recording", "run"),
+    ("run",),
     ("report",),
     ("cli",),
 ]

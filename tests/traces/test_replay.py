@@ -265,10 +265,10 @@ def test_the_published_queries_run(folder):
         for row in usage[(usage["layer"] == 1) & (usage["domain"] != "all")].itertuples()
         if row.num_selected
     }
-    sql = _block(text, "sql").replace("TRACE", str(folder)).replace("expert_ids_7", "expert_ids_1")
+    sql = _block(text, "sql").replace("NAME", str(folder)).replace("expert_ids_7", "expert_ids_1")
     rows = duckdb.sql(sql).fetchall()
     assert {(domain, expert): number for domain, expert, number in rows} == expected
-    code = _block(text, "python").replace("TRACE", str(folder)).replace("expert_ids_7", "expert_ids_1")
+    code = _block(text, "python").replace("NAME", str(folder)).replace("expert_ids_7", "expert_ids_1")
     names = {"pl": polars}
     exec(code, names)
     assert {(domain, expert): number for domain, expert, number in names["counts"].rows()} == expected

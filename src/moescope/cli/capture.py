@@ -14,10 +14,10 @@ from moescope.cli.terminal import counting, print_line, print_note, quiet, show,
 from moescope.errors import AnalysisFailed, UsageError
 
 if TYPE_CHECKING:
+    from moescope import Trace
     from moescope.analyses.base import Analysis
     from moescope.corpora import Corpus
     from moescope.models import MoEModel
-    from moescope.traces import Trace
 
 DEFAULT_FOLDER = Path("results")
 
@@ -68,7 +68,6 @@ def _run(
         import moescope
         from moescope.analyses import registry
         from moescope.results import ResultsFolder
-        from moescope.run import NUM_TOKENS
 
     # What can be refused is refused before the pass: first of all an --out that exists.
     folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / command, force=options.force)
@@ -81,10 +80,10 @@ def _run(
     recorded = options.trace if isinstance(options, TracedOptions) else None
     needs_text = asked is None or any(analysis.needs_text for analysis in asked)
     model: MoEModel | Trace
-    corpus, total = None, options.num_tokens
+    corpus, total = None, options.num_tokens or CaptureOptions.num_tokens
     if recorded is not None:
         model = open_recorded(options, recorded)
-        total = total or model.facts.num_tokens
+        total = options.num_tokens or model.facts.num_tokens
     else:
         deep = bool(options.predictions) or any(analysis.needs_whole_depth for analysis in asked or ())
         model = load(options, whole_depth=deep)
@@ -94,7 +93,7 @@ def _run(
     layers = model.check_layers(options.layers) if options.layers is not None else None
     failure = None
     with folder:
-        with counting("reading", total or NUM_TOKENS) if needs_text else nullcontext() as progress:
+        with counting("reading", total) if needs_text else nullcontext() as progress:
             try:
                 run = moescope.capture(
                     model,

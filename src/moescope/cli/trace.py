@@ -12,7 +12,7 @@ from moescope.cli.options import CaptureOptions, ImportOptions
 from moescope.cli.terminal import counting, print_line, print_note, quiet, working
 
 if TYPE_CHECKING:
-    from moescope.traces import Trace
+    from moescope import Trace
 
 TRACE = Group("Trace", sort_key=-1)
 
@@ -41,7 +41,7 @@ def trace(
     options = options or CaptureOptions()
     with quiet(verbose=options.verbose, downloads=may_download(options)):
         with working("starting"):
-            from moescope.recording import record_trace
+            import moescope
             from moescope.results import ResultsFolder
 
         folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / "trace", force=options.force)
@@ -49,7 +49,7 @@ def trace(
         layers = model.check_layers(options.layers) if options.layers is not None else None
         corpus = open_corpus(options)
         with counting("recording", options.num_tokens) as progress:
-            made = record_trace(
+            made = moescope.record_trace(
                 model,
                 corpus,
                 folder,
@@ -82,21 +82,19 @@ def import_(*paths: Path, options: ImportOptions | None = None) -> None:
     with quiet(verbose=options.verbose, downloads=options.model is not None):
         with working("starting"):
             from moescope.results import ResultsFolder
-            from moescope.traces import Trace
-            from moescope.tracing import write_import
 
         folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / "trace", force=options.force)
-        with folder, working("importing"):
-            write_import(
+        with working("importing"):
+            made = moescope.import_trace(
                 list(paths),
-                folder.writing_to,
+                folder,
                 format=options.format,
                 model=options.model,
                 tokenizer=options.tokenizer,
                 domain=options.domain,
                 domain_field=options.domain_field,
             )
-        _say(Trace(folder.path))
+        _say(made)
 
 
 def _say(made: Trace) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from moescope.measures.constants import ALL
-
 if TYPE_CHECKING:
     import pandas as pd
 
+ALL_PHASES = "all"
 PHASE = "phase"
 
 
@@ -17,12 +16,12 @@ def by_phase(of_phase: Mapping[str, Mapping[str, pd.DataFrame]]) -> dict[str, pd
     """Puts the tables of all phases below each other, with the phase after `domain`, else after `layer`, else first.
 
     Args:
-        of_phase: Tables by phase, then by name; "all" has every table.
+        of_phase: Tables by phase, then by name; `ALL_PHASES` has every table.
     """
     import pandas as pd
 
     together = {}
-    for name in of_phase[ALL]:
+    for name in of_phase[ALL_PHASES]:
         parts = []
         for phase, frames in of_phase.items():
             if name in frames:
@@ -38,7 +37,7 @@ def of_all(frame: pd.DataFrame) -> pd.DataFrame:
     """A table's rows of all tokens, without the column: what is said and drawn of a run is of all its tokens."""
     if PHASE not in frame.columns:
         return frame
-    return frame[frame[PHASE] == ALL].drop(columns=PHASE).reset_index(drop=True)
+    return frame[frame[PHASE] == ALL_PHASES].drop(columns=PHASE).reset_index(drop=True)
 
 
 def _place(frame: pd.DataFrame) -> int:

@@ -23,7 +23,7 @@ class TraceSample:
         num_tokens_D: Tokens counted, by domain; final once the trace was replayed.
         num_documents_D: Documents they are from.
         window: Tokens taken of one document at most, where the trace says it.
-        warnings: What fell short, in sentences.
+        warnings: Where fewer tokens were had than asked for, in sentences.
 
     Raises:
         UsageError: A number that makes no sense, or a trace that does not know its documents.

@@ -17,12 +17,12 @@ from moescope.corpora import Batch, Sampler
 from moescope.errors import UsageError, at_least
 from moescope.results import ResultsFolder
 from moescope.results.manifest import make_manifest
+from moescope.run.tracing import PRODUCER, texts_of, tokenizer_hash
 from moescope.statistics.entropy import confidence_of
 from moescope.traces.blocks import Block, Source
 from moescope.traces.facts import TracedDomain, TraceFacts
 from moescope.traces.reading import Trace
 from moescope.traces.writing import TraceWriter, write_facts
-from moescope.tracing import PRODUCER, texts_of, tokenizer_hash
 
 if TYPE_CHECKING:
     from moescope.corpora import Corpus

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
-from moescope.answering import answer, chosen_analyses, noted, statistics_of, steps_of
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, UsageError
-from moescope.measures.constants import ALL
-from moescope.one_pass import feed, replay
+from moescope.one_pass import feed
 from moescope.results import Made, Manifest, Outcome, Results
 from moescope.results.manifest import make_manifest
-from moescope.results.phases import by_phase
+from moescope.results.phases import ALL_PHASES, by_phase
+from moescope.run.answering import answer, chosen_analyses, noted, statistics_of, steps_of
+from moescope.run.replaying import replay
 from moescope.statistics.usage import ExpertUsage
 from moescope.traces.reading import Trace
 from moescope.traces.sampling import TraceSample
@@ -85,7 +85,7 @@ class Run(Outcome):
             }
             for phase, (_, tables) in self.phases.items()
         }
-        return by_phase(of_phase | {ALL: made})
+        return by_phase(of_phase | {ALL_PHASES: made})
 
     @cached_property
     def figures(self) -> Mapping[str, Figure]:
@@ -189,8 +189,8 @@ def capture(
         asked = chosen_analyses(analyses, skip, context, notes)
         steps, by = steps_of(asked.values(), context)
         phases = trace.phases if trace is not None and len(trace.phases) > 1 else ()
-        statistics_by = {phase: statistics_of(steps, context) for phase in (ALL, *phases)}
-    statistics = statistics_by[ALL]
+        statistics_by = {phase: statistics_of(steps, context) for phase in (ALL_PHASES, *phases)}
+    statistics = statistics_by[ALL_PHASES]
     source: Any = corpus if trace is None else trace.corpus
     sampler: Any = None
     options: dict[str, Any] = {}
@@ -235,7 +235,7 @@ def capture(
         phase: {name: answers.tables[by[each]] for name, each in asked.items() if by[each] in answers.tables}
         for phase, answers in answers_by.items()
     }
-    answers, made = answers_by[ALL], made_by[ALL]
+    answers, made = answers_by[ALL_PHASES], made_by[ALL_PHASES]
     for entry in registry.entries("joint"):
         joint = registry.find(entry.name)
         table = joint.table({}, context, Given(tables=made))
@@ -327,7 +327,7 @@ def _replay(
         return
     facts = trace.facts
     kept = [facts.layers.index(layer) for layer in layers]
-    statistics_by[ALL]["usage"] = ExpertUsage.from_counts(
+    statistics_by[ALL_PHASES]["usage"] = ExpertUsage.from_counts(
         trace.counts_LDE()[kept],
         [domain.num_tokens for domain in facts.domains],
         num_experts_per_token=facts.num_experts_per_token,

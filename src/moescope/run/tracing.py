@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moescope.errors import UsageError
+from moescope.results import ResultsFolder
 from moescope.traces.facts import FACTS, UNKNOWN, TracedDomain, TraceFacts
 from moescope.traces.reading import Trace
 from moescope.traces.writing import TraceWriter, write_counts, write_facts
@@ -70,7 +71,7 @@ def open_trace(
 
 def import_trace(
     path: str | Path | Sequence[str | Path],
-    out: str | Path,
+    out: str | Path | ResultsFolder,
     *,
     format: str = "auto",
     model: str | None = None,
@@ -97,9 +98,7 @@ def import_trace(
         UsageError: A recording that is not what it should be, or an `out` that exists.
         EnvironmentFailure: The disk refuses.
     """
-    from moescope.results import ResultsFolder
-
-    with ResultsFolder(out) as folder:
+    with out if isinstance(out, ResultsFolder) else ResultsFolder(out) as folder:
         write_import(
             _paths(path), folder.writing_to, format=format, model=model, tokenizer=tokenizer, domain=domain,
             domain_field=domain_field, progress=progress,
