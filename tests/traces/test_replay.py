@@ -58,7 +58,7 @@ def test_answers_are_those_of_the_model(family, corpus, tmp_path):
             assert found.frames[name][same.columns].to_csv() == same.to_csv()
     for key, statistic in found.statistics.items():
         for part, state in statistic.state.items():
-            if not state.is_floating_point() and key != "entropy":
+            if key != "entropy" and part != "probabilities_LDE":
                 assert torch.equal(state, expected.statistics[key].state[part]), (key, part)
     ours, theirs = found.tables["entropy"], expected.tables["entropy"]
     for measure in ("entropy", "selected_entropy", "top1_probability", "topk_mass", "margin", "boundary_margin"):

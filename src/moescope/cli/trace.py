@@ -81,6 +81,7 @@ def import_(*paths: Path, options: ImportOptions | None = None) -> None:
     options = options or ImportOptions()
     with quiet(verbose=options.verbose, downloads=options.model is not None):
         with working("starting"):
+            import moescope
             from moescope.results import ResultsFolder
 
         folder = ResultsFolder(options.out, default=DEFAULT_FOLDER / "trace", force=options.force)

@@ -71,11 +71,12 @@ def answer(
     measured: dict[Analysis, Any] = {}
     answers = Answers({}, {})
     with noted(notes):
-        for step in steps if model is not None else ():
-            try:
-                measured[step.analysis] = step.analysis.measure(model, statistics, context)
-            except Exception as error:
-                answers.failed[step.analysis] = error
+        if model is not None:
+            for step in steps:
+                try:
+                    measured[step.analysis] = step.analysis.measure(model, statistics, context)
+                except Exception as error:
+                    answers.failed[step.analysis] = error
         for step in steps:
             if step.analysis in answers.failed:
                 continue
