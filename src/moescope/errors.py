@@ -7,6 +7,12 @@ network, memory (exit code 1). `MoescopeWarning` is for what can be survived and
 
 from __future__ import annotations
 
+import operator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 
@@ -85,5 +91,77 @@ def at_least(minimum: float, **given: float | None) -> None:
             raise UsageError(f"`{name}={value}`", expected=f"{minimum} or more")
 
 
+def whole_numbers(given: Any, name: str) -> list[int]:
+    """A list of whole numbers, whatever sequence (a range, an array) they come in.
+
+    Args:
+        given: What a caller gave.
+        name: The parameter.
+
+    Raises:
+        UsageError: It is no sequence, or holds something else.
+    """
+    expected = "whole numbers in a list, such as [0, 3]"
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        remedy = f"`{name}=[{given}]`" if isinstance(given, Integral) else None
+        raise UsageError(f"`{name}={given!r}`, of type {type(given).__name__}", expected=expected, remedy=remedy)
+    numbers = list(given)
+    wrong = [item for item in numbers if isinstance(item, bool) or not _is_whole(item)]
+    if wrong:
+        raise UsageError(f"`{name}` holds {wrong[0]!r}, of type {type(wrong[0]).__name__}", expected=expected)
+    return [int(item) for item in numbers]
+
+
+def _is_whole(item: Any) -> bool:
+    """Whether this is an integer: Python's, numpy's, or a tensor's item."""
+    try:
+        operator.index(item)
+    except TypeError:
+        return False
+    return True
+
+
 class MoescopeWarning(UserWarning):
     """Something was left out or fell short; the message counts it."""
+
+
+# Last, so that a filter that someone has set comes first: each message is shown each time, not once a process.
+warnings.filterwarnings("always", category=MoescopeWarning, append=True)
+# Where warnings of this context are noted; None: they are neither noted nor shown.
+_NOTES: ContextVar[tuple[list[str], ...] | None] = ContextVar("moescope_notes", default=())
+
+
+def warn(message: str, *, stacklevel: int = 2) -> None:
+    """Warns, and notes it for the manifest of the run that this thread or task is in, whatever the filters say.
+
+    Args:
+        message: What was left out or fell short, with its count.
+        stacklevel: As of `warnings.warn`, seen from the caller.
+    """
+    lists = _NOTES.get()
+    if lists is None:
+        return
+    for notes in lists:
+        notes.append(message)
+    warnings.warn(message, MoescopeWarning, stacklevel=stacklevel + 1)
+
+
+@contextmanager
+def noted(notes: list[str]) -> Iterator[None]:
+    """Notes what this thread or task warns of within the context."""
+    lists = _NOTES.get()
+    token = _NOTES.set(None if lists is None else (*lists, notes))
+    try:
+        yield
+    finally:
+        _NOTES.reset(token)
+
+
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Within the context `warn` does nothing, in this thread or task: what it would say was said."""
+    token = _NOTES.set(None)
+    try:
+        yield
+    finally:
+        _NOTES.reset(token)

@@ -6,7 +6,6 @@ rows (`pack`). So how many tokens fit into a batch changes no number.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from moescope.corpora.names import listed, shown
 from moescope.corpora.packing import Batch, Window, lay_out, pack
 from moescope.corpora.problems import Problems
 from moescope.corpora.tokenizing import Ids, TextEncoder
-from moescope.errors import CorpusError, MoescopeWarning, UsageError
+from moescope.errors import CorpusError, UsageError, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -303,7 +302,7 @@ class Sampler:
             )
         self.warnings = messages
         for message in messages:
-            warnings.warn(message, MoescopeWarning, stacklevel=3)
+            warn(message, stacklevel=3)
 
     def _effect_of_sequence_length(self) -> Iterator[str]:
         """What an explicit length did to the sample, where it did not do as asked or cost documents."""

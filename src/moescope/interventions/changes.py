@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ class Change(ABC):
     def indices(self) -> tuple[int, ...] | None:
         """`positions` as a tuple."""
         return self.positions  # type: ignore[return-value]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The change with its kind and parameters, as plain values."""
+        return {"kind": type(self).__name__.lower(), **asdict(self)}
 
     @property
     @abstractmethod

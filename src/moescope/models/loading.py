@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModel, PreTrainedModel
 
-from moescope.errors import EnvironmentFailure, ModelError, MoescopeWarning, UsageError
+from moescope.errors import EnvironmentFailure, ModelError, UsageError, warn
 from moescope.models import checkpoint, layout
 from moescope.models.architecture import Architecture, read_architecture
 from moescope.models.expansion import check_declared, check_expansion, expanding
@@ -276,10 +275,9 @@ def _check_report(hf: PreTrainedModel, report: Any, is_beyond: Callable[[str], b
         if not is_beyond(key) and not _NO_WEIGHT.search(key) and not is_in_block_from(depth, key)
     )
     if unused:
-        warnings.warn(
+        warn(
             f"{name} has {len(unused)} tensors that {hf.config.model_type} has no use for ({', '.join(unused[:3])}): "
             "what is measured is the model without them",
-            MoescopeWarning,
             stacklevel=2,
         )
     # What stands after the blocks was not read. Nobody should take the values it was filled with for weights.

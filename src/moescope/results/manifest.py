@@ -11,10 +11,11 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from moescope.context import Context
+    from moescope.context import Context, ModelInfo
     from moescope.corpora import Corpus, Sampler
 
 MANIFEST = "manifest.json"
+_SHOWN = 5
 
 
 class DomainSample(BaseModel):
@@ -52,6 +53,7 @@ class Manifest(BaseModel):
     num_experts_per_token: int
     analyses: list[str]
     options: dict[str, Any]
+    interventions: list[dict[str, Any]] = []
     notes: list[str] = []
     pass_seconds: float
     total_seconds: float
@@ -84,6 +86,7 @@ def make_manifest(
         total_seconds: Duration of everything.
     """
     model = context.model
+    notes = [*_about(model), *notes]
     domains: list[DomainSample] = []
     if corpus is not None and sampler is not None:
         notes = [*corpus.notes, *notes, *sampler.warnings]
@@ -116,11 +119,26 @@ def make_manifest(
         num_experts_per_token=model.num_experts_per_token,
         analyses=list(analyses),
         options=dict(options),
+        interventions=[dict(change) for change in model.interventions],
         notes=list(notes),
         pass_seconds=round(pass_seconds, 3),
         total_seconds=round(total_seconds, 3),
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _about(model: ModelInfo) -> list[str]:
+    """What was in force on the model or changed on it, in sentences."""
+    changes = [
+        f"{change['kind']} expert {change['expert']} of layer {change['layer']}"
+        if "expert" in change
+        else f"{change['kind']} at layer {change['layer']}"
+        for change in model.interventions
+    ]
+    count = f"{len(changes)} intervention{'s' if len(changes) > 1 else ''}"
+    shown = ", ".join(changes[:_SHOWN]) + (", ..." if len(changes) > _SHOWN else "")
+    in_force = [f"these are numbers of a changed model: {count} in force ({shown})"] if changes else []
+    return [*in_force, *model.changes]
 
 
 def peak_memory_bytes() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from moescope.analyses.intervention.prompts import Prompt, check_against, read_p
 from moescope.analyses.intervention.study import Study
 from moescope.analyses.intervention.table import Continuation, Effect, PromptEffects, PromptPass
 from moescope.context import Context
-from moescope.errors import MoescopeWarning, UsageError, at_least
+from moescope.errors import UsageError, at_least, warn
 from moescope.interventions.changes import Change, Set
 from moescope.interventions.controls import NUM_CONTROLS, Target, Usage, count_usage, matched_draws, on_others
 from moescope.interventions.intervening import check_changes, intervening
@@ -120,6 +119,9 @@ def compare(
         UsageError: See `intervene`; also variants that change different experts.
     """
     started = time.perf_counter()
+    model.refresh()
+    if usage is not None:
+        usage.check_same_model(model)
     at_least(1, top=top)
     at_least(0, controls=controls, generate=generate)
     targets = _targets(model, variants)
@@ -137,7 +139,7 @@ def compare(
         draws = matched_draws(usage.counts, targets, num=controls, seed=seed)
         if len(draws) < controls:
             notes.append(f"{len(draws)} controls instead of {controls}: layer {layers[0]} has no more experts to draw")
-            warnings.warn(notes[-1], MoescopeWarning, stacklevel=2)
+            warn(notes[-1], stacklevel=2)
     pass_started = time.perf_counter()
     ids_1S = torch.tensor([read.token_ids], device=model.device)
     base, token_ids, effects = _effects(_Runner(model, ids_1S, start, progress), read, variants, draws, top)

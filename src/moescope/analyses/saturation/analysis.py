@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from moescope.analyses.saturation.options import SaturationOptions
 from moescope.analyses.saturation.table import frame_of, table_of
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import ModelError, MoescopeWarning, UsageError
+from moescope.errors import ModelError, UsageError, unwarned
 from moescope.models import load_model
 from moescope.results import Made, Manifest, Outcome
 from moescope.results.manifest import make_manifest
@@ -136,15 +136,14 @@ def saturation(
     )
     statistics = {}
     pass_seconds = 0.0
-    with warnings.catch_warnings():
-        for name, checkpoint in zip(names, checkpoints, strict=True):
-            earlier = _load(model, checkpoint, chosen)
-            _check_same_kind(model, earlier, name)
-            pass_started = time.perf_counter()
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        earlier = _load(model, checkpoint, chosen)
+        _check_same_kind(model, earlier, name)
+        pass_started = time.perf_counter()
+        # The same tokens again: the sampler's warnings would be repeated.
+        with unwarned() if statistics else nullcontext():
             statistics[name] = _compare(model, earlier, sampler, chosen, progress)
-            pass_seconds += time.perf_counter() - pass_started
-            # The same tokens again: the sampler's warnings would be repeated.
-            warnings.simplefilter("ignore", MoescopeWarning)
+        pass_seconds += time.perf_counter() - pass_started
     context = Context(
         model=model.info,
         layers=tuple(chosen),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, get_args
@@ -11,7 +10,7 @@ from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.analyses.vocabulary.table import MIN_COUNT, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 from moescope.statistics.tokens import Reading, TokenUsage
 
 if TYPE_CHECKING:
@@ -63,10 +62,9 @@ class Vocabulary(Analysis):
         num_counted = max(1, MOST_BYTES // num_bytes)
         left_out = [f"{READING_NAMES[r]}, {'top-1' if top1 else 'top-K'}" for r, top1 in wanted[num_counted:]]
         if left_out:
-            warnings.warn(
+            warn(
                 f"{len(left_out)} of {len(wanted)} vocabulary readings are left out ({'; '.join(left_out)}): each "
                 f"takes {num_bytes / 2**30:.1f} GiB for {len(context.layers)} layers; choose fewer `layers`",
-                MoescopeWarning,
                 stacklevel=2,
             )
         statistics: dict[str, Statistic] = {}
