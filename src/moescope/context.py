@@ -56,6 +56,19 @@ class ModelInfo:
     interventions: tuple[Mapping[str, Any], ...] = ()
     changes: tuple[str, ...] = ()
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the model from others whose counts must not be added to its own, as plain values."""
+        return {
+            "name": self.name.rstrip("/").rpartition("/")[2],
+            "revision": self.revision,
+            "config_hash": self.config_hash,
+            "dtype": self.dtype,
+            "num_experts_per_token": self.num_experts_per_token,
+            "interventions": [dict(change) for change in self.interventions],
+            "changes": list(self.changes),
+        }
+
     def check_experts(self, experts: Sequence[int] | None) -> list[int]:
         """Experts to look at, in the order given; None means all.
 

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
+from moescope.arguments import check_types
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
 from moescope.one_pass import feed
 from moescope.results import Made, Manifest, Outcome, Results
 from moescope.results.manifest import make_manifest
+from moescope.statistics.provenance import Provenance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +157,8 @@ def capture(
         AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
+    numbers = {"num_tokens": num_tokens, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "seed": seed}
+    check_types(model, corpus, analyses, skip, predictions, **numbers)
     if predictions and not model.complete:
         raise UsageError(
             f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
@@ -204,6 +208,9 @@ def capture(
                 expected="one model throughout a run",
                 remedy="change routers, weights and interventions before or after, not from another thread",
             )
+        provenance = Provenance.of(context.model.identity, sampler.identity)
+        for statistic in statistics.values():
+            statistic.provenance = provenance
         options |= {
             "num_tokens": num_tokens,
             "sequence_length": sequence_length,

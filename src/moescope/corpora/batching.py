@@ -7,7 +7,7 @@ rows (`pack`). So how many tokens fit into a batch changes no number.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +123,12 @@ class Sampler:
         self.num_documents_D = np.zeros(len(self._corpus.domains), dtype=np.int64)
         self.warnings: list[str] = []
         self._fed = self._padded = self._alone = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this sample of text from others, as plain values."""
+        corpus = [self._corpus.name, self._corpus.fingerprint, *self._corpus.domains]
+        return {"corpus": corpus, "num_tokens": int(self.num_tokens), "seed": int(self._seed), "window": self.window}
 
     @property
     def padding_share(self) -> float:

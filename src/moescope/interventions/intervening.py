@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, of_type
 from moescope.interventions.changes import Change, Replace, apply
 from moescope.interventions.positions import Positions, following
+from moescope.models.given import check_model
 from moescope.models.routers import RouterRule
 from moescope.models.seam import ExpertCall, hooked
 
@@ -69,6 +70,7 @@ def intervening(model: MoEModel, changes: Sequence[Change]) -> Iterator[None]:
             are left than a token is routed to.
         ModelError: The model was changed after loading so that changes would have no effect.
     """
+    check_model(model)
     checked = check_changes(model, changes)
     model.refresh()
     with ExitStack() as stack:
@@ -99,12 +101,14 @@ def check_changes(model: MoEModel, changes: Sequence[Change]) -> list[Change]:
     Raises:
         UsageError: A layer or expert that the model does not have, or an item that is not a change.
     """
+    of_type(changes, Iterable, "changes", "a list of Scale, Set, Ablate or Replace")
+    changes = list(changes)
     for change in changes:
         if not isinstance(change, Change):
             raise UsageError(f"{change!r} is not a change", expected="Scale, Set, Ablate or Replace")
         model.check_layers([change.layer])
         model.check_experts([change.expert])
-    return list(changes)
+    return changes
 
 
 def _check_enough_left(model: MoEModel, changes: Sequence[Change]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 from torch import nn
 from transformers import PreTrainedModel
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, of_type
 from moescope.models.facts import gather_facts
 from moescope.models.layout import find_layout
 from moescope.models.moe import MoEModel
@@ -88,3 +88,12 @@ def _checked(model: nn.Module) -> PreTrainedModel:
             remedy="load it with a device_map that keeps everything on GPUs and the CPU",
         )
     return model
+
+
+def check_model(model: Any) -> None:
+    """Refuses what did not come from `load_model`.
+
+    Raises:
+        UsageError: Says what it is.
+    """
+    of_type(model, MoEModel, "model", 'what load_model gives, such as load_model("nano")')

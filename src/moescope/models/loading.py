@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from os import PathLike
+from types import NoneType
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoModel, PreTrainedModel
 
-from moescope.errors import EnvironmentFailure, ModelError, UsageError, warn
+from moescope.errors import EnvironmentFailure, ModelError, UsageError, of_type, warn, whole_numbers
 from moescope.models import checkpoint, layout
 from moescope.models.architecture import Architecture, read_architecture
 from moescope.models.expansion import check_declared, check_expansion, expanding
@@ -70,6 +70,7 @@ def load_model(
         UsageError: A layer, dtype or device that does not exist, or an argument of the wrong type.
         EnvironmentFailure: Too little memory or disk, or the hub fails.
     """
+    _check_types(revision, trust_remote_code)
     if is_model(name_or_path):
         return wrap(name_or_path, tokenizer, revision=revision, dtype=dtype, device=device, layers=layers)
     name, wanted_layers = _checked_arguments(name_or_path, tokenizer, layers)
@@ -140,6 +141,7 @@ def inspect_checkpoint(
         ModelError: There is no such checkpoint, or its family can't be looked into.
         UsageError: A layer or dtype that does not exist.
     """
+    _check_types(revision, trust_remote_code)
     name, wanted_layers = _checked_arguments(name_or_path, None, layers)
     with checkpoint.located(name, revision, with_code=trust_remote_code) as source, _quiet(bars=True):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
@@ -148,6 +150,12 @@ def inspect_checkpoint(
         wanted = _dtype(dtype, source, found.config, files_of)
         num_bytes = bytes_needed(whole, where, _num_blocks(wanted_layers, where, source.name), wanted)
         return CheckpointReport(facts, wanted, num_bytes)
+
+
+def _check_types(revision: Any, trust_remote_code: Any) -> None:
+    of_type(revision, (str, NoneType), "revision", "a branch, tag or commit (str)")
+    # "no" is true to Python, and would have run the checkpoint's code.
+    of_type(trust_remote_code, bool, "trust_remote_code", "True or False")
 
 
 def _checked_arguments(name_or_path: Any, tokenizer: Any, layers: Any) -> tuple[str, Sequence[int] | None]:
@@ -167,12 +175,7 @@ def _checked_arguments(name_or_path: Any, tokenizer: Any, layers: Any) -> tuple[
             expected="a tokenizer with an already loaded model only",
             remedy="save that tokenizer into the checkpoint's folder, or load the model with transformers, give both",
         )
-    if layers is None:
-        return str(name_or_path), None
-    numbers: list[Any] = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [None]
-    if not all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers):
-        raise UsageError(f"layers={layers!r}", expected="a list of whole numbers, such as layers=[1]")
-    return str(name_or_path), [int(number) for number in numbers]
+    return str(name_or_path), None if layers is None else whole_numbers(layers, "layers")
 
 
 def _structure(
@@ -324,7 +327,8 @@ def _device_map(device: str | torch.device | None) -> str | dict[str, str]:
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         count = torch.cuda.device_count()
         there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        found = "has no numbers of 64 bits, in which sums are kept" if isinstance(error, TypeError) else "is not here"
+        no_doubles = isinstance(error, TypeError) and isinstance(device, str | torch.device)
+        found = "has no numbers of 64 bits, in which sums are kept" if no_doubles else "is not here"
         raise UsageError(
             f"no device {device}: it {found}",
             expected=f'"auto" or one of: {there}',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from moescope.analyses.intervention.prompts import Prompt, check_against, read_p
 from moescope.analyses.intervention.study import Study
 from moescope.analyses.intervention.table import Continuation, Effect, PromptEffects, PromptPass
 from moescope.context import Context
-from moescope.errors import UsageError, at_least, warn
+from moescope.errors import UsageError, at_least, of_type, warn, whole_number
 from moescope.interventions.changes import Change, Set
 from moescope.interventions.controls import NUM_CONTROLS, Target, Usage, count_usage, matched_draws, on_others
 from moescope.interventions.intervening import check_changes, intervening
+from moescope.models.given import check_model
 from moescope.models.token_text import token_texts
 from moescope.results.manifest import Manifest, make_manifest
 
@@ -119,6 +121,12 @@ def compare(
         UsageError: See `intervene`; also variants that change different experts.
     """
     started = time.perf_counter()
+    check_model(model)
+    of_type(prompt, str, "prompt", "a text (str)")
+    of_type(usage, (Usage, NoneType), "usage", "what `usage` of an earlier study was")
+    numbers = {"top": top, "controls": controls, "generate": generate, "seed": seed}
+    for name, value in (numbers if target is None else {**numbers, "target": target}).items():
+        whole_number(value, name)
     model.refresh()
     if usage is not None:
         usage.check_same_model(model)
