@@ -241,7 +241,7 @@ def test_numbers_of_experts_are_read_when_they_are_used(corpus: Any) -> None:
     assert model.num_experts_per_token == model.info.num_experts_per_token == 3
     run = moescope.capture(model, corpus, ["usage"], 300)
     assert run.manifest.num_experts_per_token == 3
-    assert run.tables["usage"]["num_selected"].sum() == 3 * 300 * len(model.layers) * 2  # each domain, and all
+    assert run.tables["usage"]["num_selected"].sum() == 3 * 300 * len(model.layers)
     assert any("sends tokens to 3 experts, and was loaded with 2" in note for note in run.manifest.notes)
     routers[0].top_k = 2
     with pytest.raises(ModelError, match="different numbers of experts: 2 at layer 0, 3 at layer 1"):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from moescope.context import ModelInfo, check_experts
 from moescope.errors import ModelError
-from moescope.models.current import SinceProbe, common_experts_per_token
+from moescope.models.current import SinceProbe, common_experts_per_token, experts_per_token
 from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
 from moescope.models.head import giving
@@ -74,7 +74,7 @@ class MoEModel:
         loaded = "" if self.complete else f", loaded down to layer {self.layers[-1]}"
         return (
             f"<MoEModel {self.name} ({self.family}): {len(self.layers)} MoE layers x {self.num_experts} experts, "
-            f"{self.facts.num_experts_per_token} per token, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+            f"{experts_per_token(self.hf, self.layout, self.layers[0])} per token, {str(self.dtype).removeprefix('torch.')} on {self.device}"
             f"{loaded}>"
         )
 
