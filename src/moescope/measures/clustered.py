@@ -1,9 +1,12 @@
 """Means over tokens whose uncertainty is that of documents: tokens of a document are not independent of each other.
 
 With a score `s_t` for each of N tokens, the mean `m = Σ s_t / N` is a ratio of two sums over documents (of scores, of
-lengths). Its linearized variance is `n / (n - 1) Σ_d [Σ_{t in d} (s_t - m)]² / N²` over n documents (Cochran 1977,
-"Sampling techniques", section 6.3); tests and intervals take Student's t with `n_eff - 1` degrees of freedom, where
-`n_eff = N² / Σ_d N_d²` is the number of documents of equal length that weigh as much (Kish 1965).
+lengths). Its variance is `(n - 1) / n Σ_d [Σ_{t in d} (s_t - m) / (1 - N_d / N)]² / N²` over n documents: the
+delete-one-document jackknife (Cochran 1977, "Sampling techniques", section 6.3; Bell and McCaffrey 2002 for clusters).
+Tests and intervals take Student's t with `ν - 1` degrees of freedom, `ν = (Σ_d N_d²)² / Σ_d N_d⁴`: what a variance made
+of documents of these lengths has (Satterthwaite), if documents differ in what is measured.
+
+The effective number of documents, `n_eff = N² / Σ_d N_d²`, is how many of equal length weigh as much (Kish 1965).
 """
 
 from __future__ import annotations
@@ -35,17 +38,19 @@ class ClusteredMean:
         standard_error: Of `m`; NaN for fewer than `MIN_CLUSTERS` documents, or `MIN_EFFECTIVE` effective ones.
         num_documents: n.
         effective_documents: `n_eff`.
+        degrees_of_freedom: `ν - 1`.
     """
 
     mean: float
     standard_error: float
     num_documents: int
     effective_documents: float
+    degrees_of_freedom: float
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval; NaN where there is no standard error."""
-        reach = float(student.ppf((1 + COVERAGE) / 2, self.effective_documents - 1)) * self.standard_error
+        reach = float(student.ppf((1 + COVERAGE) / 2, self.degrees_of_freedom)) * self.standard_error
         return self.mean - reach, self.mean + reach
 
     def p_value(self, null: float = 0.0) -> float:
@@ -54,18 +59,20 @@ class ClusteredMean:
             return float("nan")
         if self.standard_error == 0:
             return 1.0 if self.mean <= null else 0.0
-        return float(student.sf((self.mean - null) / self.standard_error, self.effective_documents - 1))
+        return float(student.sf((self.mean - null) / self.standard_error, self.degrees_of_freedom))
 
 
-def clustered_mean(scores_N: Floats, documents_N: Ints) -> ClusteredMean:
+def clustered_mean(scores_N: Floats, documents_N: Ints, *, num_margins: int = 1) -> ClusteredMean:
     """The mean of a score over tokens.
 
     Args:
         scores_N: The score of each token.
         documents_N: Index of each token's document.
+        num_margins: How many means of the same tokens each score is a product of deviations from: 1 for a plain mean, 2
+            for a dependence. Deviations from a mean that a document is part of are small by a factor of `1 - N_d / N`.
     """
     if not len(scores_N):
-        return ClusteredMean(float("nan"), float("nan"), 0, 0.0)
+        return ClusteredMean(float("nan"), float("nan"), 0, 0.0, 0.0)
     _, documents_N = np.unique(documents_N, return_inverse=True)
     lengths_B = np.bincount(documents_N).astype(np.float64)
     mean = float(scores_N.mean())
@@ -73,8 +80,10 @@ def clustered_mean(scores_N: Floats, documents_N: Ints) -> ClusteredMean:
     count, effective = len(lengths_B), float(lengths_B.sum() ** 2 / (lengths_B**2).sum())
     error = float("nan")
     if count >= MIN_CLUSTERS and effective >= MIN_EFFECTIVE:
-        error = float(np.sqrt(count / (count - 1) * (deviations_B**2).sum()) / lengths_B.sum())
-    return ClusteredMean(mean, error, count, effective)
+        deviations_B /= (1 - lengths_B / lengths_B.sum()) ** num_margins
+        error = float(np.sqrt((count - 1) / count * (deviations_B**2).sum()) / lengths_B.sum())
+    degrees = float((lengths_B**2).sum() ** 2 / (lengths_B**4).sum()) - 1
+    return ClusteredMean(mean, error, count, effective, degrees)
 
 
 def not_distinguishable(scores_LN: Floats, documents_N: Ints) -> NDArray[np.bool_]:
@@ -126,9 +135,9 @@ def not_distinguishable_groups(sums_RG: Floats, tokens_RG: Ints) -> NDArray[np.b
     return ties
 
 
-def summarized(scores_LN: Floats, documents_N: Ints, name: str) -> dict[str, NDArray[Any]]:
+def summarized(scores_LN: Floats, documents_N: Ints, name: str, *, num_margins: int = 1) -> dict[str, NDArray[Any]]:
     """Mean, interval, p-value and ties of rows of token scores, under `name` and its endings."""
-    means = [clustered_mean(scores_N, documents_N) for scores_N in scores_LN]
+    means = [clustered_mean(scores_N, documents_N, num_margins=num_margins) for scores_N in scores_LN]
     low_L, high_L = np.array([mean.interval for mean in means]).T
     known_L = np.array([mean.mean if not np.isnan(mean.standard_error) else np.nan for mean in means])
     return {

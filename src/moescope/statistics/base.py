@@ -1,7 +1,8 @@
 """The contract every accumulator keeps: declared state, `update`, `merge`, `compute`.
 
 State is sums and counts (or a bounded sample). `update` and `merge` go through the same `_combine`, so splitting a
-corpus anywhere, in any order, also into empty parts, gives the same answer. Counts are exact integers.
+corpus anywhere, in any order, also into empty parts, gives the same answer. Counts are exact integers, and so are sums
+of real numbers: see `moescope.statistics.exact`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moescope.errors import UsageError, at_least, whole_number, whole_numbers
+from moescope.statistics import exact
 from moescope.statistics.provenance import Provenance
 from moescope.statistics.storage import checksum, declared, opened, pack, write
 
@@ -53,11 +55,19 @@ class Statistic(ABC, Generic[Record]):
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
         self.provenance = Provenance()
+        self._real: set[str] = set()
         self._position = {layer: position for position, layer in enumerate(self.layers)}
 
     def _declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> None:
-        """Declares a sum that starts at zero. `name` ends in its shape (see `moescope.records`)."""
-        self.state[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+        """Declares a sum that starts at zero. `name` ends in its shape (see `moescope.records`).
+
+        One of float64 lies in `state` as two whole numbers, its last dimension; `totals` has it as it was declared.
+        """
+        if dtype == torch.float64:
+            self._real.add(name)
+            self.state[name] = exact.zeros(shape, self.device)
+        else:
+            self.state[name] = torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
         """Adds `increment` to `state[name][at]`: the one way that state ever changes.
@@ -67,7 +77,14 @@ class Statistic(ABC, Generic[Record]):
         if at is ... and self.state[name].dtype == torch.int32 and not _fits(self.state[name], increment):
             self.state[name] = self.state[name].to(torch.int64)
         # Records may come from another device than the state: a statistic kept on the CPU, a model on a GPU.
-        self.state[name][at] += increment.to(self.state[name])
+        if name in self._real:
+            exact.add(self.state[name][at], exact.parts(increment.to(self.device, torch.float64)))
+        else:
+            self.state[name][at] += increment.to(self.state[name])
+
+    def totals(self) -> dict[str, Tensor]:
+        """The state by name, sums of real numbers as float64 in the shape they were declared with."""
+        return {name: exact.value(tensor) if name in self._real else tensor for name, tensor in self.state.items()}
 
     @abstractmethod
     def update(self, record: Record) -> None:
@@ -95,7 +112,10 @@ class Statistic(ABC, Generic[Record]):
             )
         provenance = self.provenance.merged(other.provenance)
         for name, tensor in other.state.items():
-            self._combine(name, tensor.to(self.device))
+            if name in self._real:
+                exact.add(self.state[name], tensor.to(self.device))
+            else:
+                self._combine(name, tensor.to(self.device))
         self.provenance = provenance
         return self
 

@@ -219,7 +219,7 @@ class RouterEntropy(Statistic[Routing]):
         import xarray as xr
 
         self._check()
-        state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
+        state = {name: tensor.cpu().numpy() for name, tensor in self.totals().items()}
         state = {
             name: np.concatenate([array.sum(axis=1, keepdims=True), array], axis=1)
             for name, array in state.items()
@@ -254,9 +254,10 @@ class RouterEntropy(Statistic[Routing]):
         self._add_normalized(table)
         with np.errstate(invalid="ignore"):
             ties = state["squares_LDX"][..., -1] / np.where(boundaries_LD > 0, boundaries_LD, np.nan)
+        totals = self.totals()
         for dim, axes in (("layer", (1,)), ("domain", (0,))):
             # of layers over all domains; of domains over all layers
-            sums_RG, tokens_RG = (self.state[f"group_{name}_LDG"].sum(dim=axes).cpu().numpy() for name in GROUPED)
+            sums_RG, tokens_RG = (totals[f"group_{name}_LDG"].sum(dim=axes).cpu().numpy() for name in GROUPED)
             tied_R = not_distinguishable_groups(sums_RG, tokens_RG)
             tied_R = tied_R if dim == "layer" else np.append(False, tied_R)
             definition = (

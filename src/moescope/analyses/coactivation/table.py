@@ -58,7 +58,7 @@ def _by_layer(table: xr.Dataset) -> Iterator[_Pairs]:
 
 
 def summary_frame(table: xr.Dataset) -> pd.DataFrame:
-    """A row per layer: quantiles of the lift over pairs expected `MIN_EXPECTED` times or more; the held-out top pair."""
+    """A row per layer: quantiles of the lift over pairs expected `MIN_EXPECTED` times or more; the top pair."""
     rows = []
     for pairs in _by_layer(table):
         ranked_P = pairs.ranked_P

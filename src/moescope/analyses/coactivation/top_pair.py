@@ -64,7 +64,7 @@ def _top_pair(sample: RoutedDocuments, layer: int, num_experts_per_token: int) -
     scores_N = judge_NE[:, i] * judge_NE[:, j] - chance * (
         judge_NE[:, i] * share_E[j] + judge_NE[:, j] * share_E[i] - both
     )
-    mean = clustered_mean(scores_N, sample.documents_N[judge])
+    mean = clustered_mean(scores_N, sample.documents_N[judge], num_margins=2)
     low, high = mean.interval
     return found | {
         "top_lift": chance + mean.mean / both,

@@ -40,7 +40,7 @@ def dependence(sample: RoutedDocuments) -> xr.Dataset:
                 for here_N, next_N in pairwise(firsts_LN)
             ]
         )
-        values |= summarized(scores_LN, sample.documents_N[judge], "dependence")
+        values |= summarized(scores_LN, sample.documents_N[judge], "dependence", num_margins=2)
     return xr.Dataset(
         {name: variable("layer", values[name], *about) for name, about in DEFINITIONS.items()}, coords={"layer": layers}
     )

@@ -315,7 +315,7 @@ def _p_values(
 ) -> NDArray[np.float64]:
     """One-sided t tests of the balanced accuracy against 0.5, linearized over documents.
 
-    Degrees of freedom are those of the documents that the expert's own tokens are of: a rare expert's rate rests on few.
+    Degrees of freedom are those of the documents that the expert's own tokens are of: few, for a rare expert.
     """
     own_E, other_E = own_BE.sum(axis=0), other_BE.sum(axis=0)
     true_E, false_E = ratio(true_BE.sum(axis=0), own_E), ratio(false_BE.sum(axis=0), other_E)

@@ -105,8 +105,8 @@ def _information(results: Results) -> Claim | None:
     if len(tested):
         what = f"the set of {num_selected} selected experts" if num_selected > 1 else "the selected expert"
         text = (
-            f"At layer {best['layer']} {what} of a token carries {number(best['set_information'])} bits about its domain "
-            f"(a lower bound; {interval_of(best['set_information_ci_low'], best['set_information_ci_high'])}; "
+            f"At layer {best['layer']} {what} of a token carries {number(best['set_information'])} bits about its "
+            f"domain (a lower bound; {interval_of(best['set_information_ci_low'], best['set_information_ci_high'])}; "
             f"{percent(best['set_information_share'])} of the domain's entropy), by a linear probe fitted on half of "
             "the documents and evaluated on the others. Documents' labels permuted: mean "
             f"{number(best['set_information_null_mean'])}, 95 % range {number(best['set_information_null_low'])} to "

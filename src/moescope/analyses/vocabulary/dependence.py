@@ -51,9 +51,9 @@ def dependence(sample: RoutedDocuments) -> xr.Dataset:
         documents_N = sample.documents_N[known_N][judged_N]
         scores_RLN = np.stack([_scores(sample, reading, known_N) for reading in READINGS])
         for column, scores_LN in enumerate(scores_RLN):
-            for name, values_L in summarized(scores_LN, documents_N, "dependence").items():
+            for name, values_L in summarized(scores_LN, documents_N, "dependence", num_margins=2).items():
                 values[name][:, column] = values_L
-        difference = clustered_mean((scores_RLN[0] - scores_RLN[1]).mean(axis=0), documents_N)
+        difference = clustered_mean((scores_RLN[0] - scores_RLN[1]).mean(axis=0), documents_N, num_margins=2)
         low, high = difference.interval
         attrs = dict(zip(DIFFERENCE, (difference.mean, low, high), strict=True))
     return xr.Dataset(
