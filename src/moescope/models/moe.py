@@ -71,12 +71,11 @@ class MoEModel:
 
     def __repr__(self) -> str:
         """One line: name, family, sizes, device."""
-        loaded = "" if self.complete else f", loaded down to layer {self.layers[-1]}"
-        return (
-            f"<MoEModel {self.name} ({self.family}): {len(self.layers)} MoE layers x {self.num_experts} experts, "
-            f"{experts_per_token(self.hf, self.layout, self.layers[0])} per token, {str(self.dtype).removeprefix('torch.')} on {self.device}"
-            f"{loaded}>"
-        )
+        per_token = experts_per_token(self.hf, self.layout, self.layers[0])
+        dtype = str(self.dtype).removeprefix("torch.")
+        loaded = "" if self.complete else f", down to layer {self.layers[-1]}"
+        sizes = f"{len(self.layers)} MoE layers x {self.num_experts} experts, {per_token} per token"
+        return f"<MoEModel {self.name} ({self.family}): {sizes}, {dtype} on {self.device}{loaded}>"
 
     @property
     def tokenizer(self) -> Any:
