@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,7 +36,7 @@ SECONDS = 20
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model = load_model(build("olmoe"), tokenizer=tokenizer())
     corpus = small_corpus(tmp_path_factory.mktemp("text"))
-    return moescope.capture(model, corpus, ["usage", "entropy", "paths"], 600, layers=[0, 2])
+    return moescope.capture(model, corpus, ["entropy", "paths", "coactivation"], 600, layers=[0, 2])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def base(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.write_table(name, frame)
         for name, text in run.files.items():
             folder.write_text(name, text)
-        folder.write_figures([("usage_load", figure)])
+        folder.write_figures([("entropy_layers", figure)])
         folder.write_manifest(run.manifest)
     return folder.path
 
@@ -126,7 +127,7 @@ def test_other_versions_are_refused(copied: Path, version: Any, said: str) -> No
 
 def test_sizes_are_bounded(copied: Path) -> None:
     """A manifest of 100 MB (of holes), and a table of some kilobytes that says it holds billions of values."""
-    table = copied / "tables" / "usage.parquet"
+    table = copied / "tables" / "entropy.parquet"
     rows = TABLE_CELLS // 2
     runs = pa.DictionaryArray.from_arrays(pa.array([0] * 4096, pa.int8()), pa.array(["x"]))
     with pq.ParquetWriter(table, pa.schema([(name, runs.type) for name in "abc"])) as writer:
@@ -134,7 +135,7 @@ def test_sizes_are_bounded(copied: Path) -> None:
             writer.write_table(pa.table({name: pa.chunked_array([runs] * (rows // 4096 // 3)) for name in "abc"}))
     assert table.stat().st_size < 2**23
     with pytest.raises(ResultsError, match="rows of 3 columns"):
-        Results.read(copied).table("usage")
+        Results.read(copied).table("entropy")
     with (copied / MANIFEST).open("r+b") as file:
         file.truncate(100 * 2**20)
     with pytest.raises(ResultsError, match="104,857,600 bytes"):
@@ -142,7 +143,7 @@ def test_sizes_are_bounded(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "tables", "tables/usage.parquet", "figures", "figures/usage_load.png"]
+    "name", ["manifest.json", "tables", "tables/entropy.parquet", "figures", "figures/entropy_layers.png"]
 )
 def test_links_that_lead_outside_are_not_followed(copied: Path, name: str) -> None:
     elsewhere = copied.parent / "elsewhere"
@@ -171,9 +172,9 @@ def test_files_have_the_permissions_that_the_umask_leaves(run: Run, umask: int, 
         with ResultsFolder(tmp_path / "out") as folder:
             for name, statistic in run.state.items():
                 folder.write_state(name, statistic)
-            folder.write_table("usage", run.frames["usage"])
-            folder.write_arrays("some", {"one": run.tables["usage"]["num_selected"].values})
-            folder.write_figures([("usage_load", Figure())])
+            folder.write_table("entropy", run.frames["entropy"])
+            folder.write_arrays("some", {"one": np.arange(3)})
+            folder.write_figures([("entropy_layers", Figure())])
             folder.write_manifest(run.manifest)
         with working_in(tmp_path):
             assert shown(folder.path) == 0

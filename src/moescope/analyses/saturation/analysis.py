@@ -134,7 +134,7 @@ def saturation(
         max_positions=model.max_positions,
         batch_tokens=batch_tokens,
     )
-    statistics = {}
+    statistics: dict[str, RouterSaturation] = {}
     pass_seconds = 0.0
     for name, checkpoint in zip(names, checkpoints, strict=True):
         earlier = _load(model, checkpoint, chosen)
