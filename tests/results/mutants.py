@@ -57,7 +57,7 @@ def _bytes(folder: Path, files: list[Path], draw: random.Random) -> str:
     elif how == "cut":
         del data[draw.randrange(len(data)) :]
     elif how == "doubled":
-        data += data
+        data = data + data
     else:
         spans = {"head": range(min(64, len(data))), "tail": range(max(0, len(data) - 64), len(data))}
         span = spans.get(how, range(len(data)))

@@ -127,7 +127,7 @@ def test_other_versions_are_refused(copied: Path, version: Any, said: str) -> No
 
 def test_sizes_are_bounded(copied: Path) -> None:
     """A manifest of 100 MB (of holes), and a table of some kilobytes that says it holds billions of values."""
-    table = copied / "tables" / "entropy.parquet"
+    table = copied / "tables" / "router_entropy.parquet"
     rows = TABLE_CELLS // 2
     runs = pa.DictionaryArray.from_arrays(pa.array([0] * 4096, pa.int8()), pa.array(["x"]))
     with pq.ParquetWriter(table, pa.schema([(name, runs.type) for name in "abc"])) as writer:
@@ -135,7 +135,7 @@ def test_sizes_are_bounded(copied: Path) -> None:
             writer.write_table(pa.table({name: pa.chunked_array([runs] * (rows // 4096 // 3)) for name in "abc"}))
     assert table.stat().st_size < 2**23
     with pytest.raises(ResultsError, match="rows of 3 columns"):
-        Results.read(copied).table("entropy")
+        Results.read(copied).table("router_entropy")
     with (copied / MANIFEST).open("r+b") as file:
         file.truncate(100 * 2**20)
     with pytest.raises(ResultsError, match="104,857,600 bytes"):
@@ -143,7 +143,7 @@ def test_sizes_are_bounded(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "tables", "tables/entropy.parquet", "figures", "figures/entropy_layers.png"]
+    "name", ["manifest.json", "tables", "tables/router_entropy.parquet", "figures", "figures/entropy_layers.png"]
 )
 def test_links_that_lead_outside_are_not_followed(copied: Path, name: str) -> None:
     elsewhere = copied.parent / "elsewhere"
@@ -172,7 +172,7 @@ def test_files_have_the_permissions_that_the_umask_leaves(run: Run, umask: int, 
         with ResultsFolder(tmp_path / "out") as folder:
             for name, statistic in run.state.items():
                 folder.write_state(name, statistic)
-            folder.write_table("entropy", run.frames["entropy"])
+            folder.write_table("router_entropy", run.frames["router_entropy"])
             folder.write_arrays("some", {"one": np.arange(3)})
             folder.write_figures([("entropy_layers", Figure())])
             folder.write_manifest(run.manifest)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,9 +113,17 @@ def write(tensors: dict[str, Tensor], path: str | Path, facts: Mapping[str, Any]
     # One entry: safetensors writes several in an order that changes from process to process.
     stored = {"version": VERSION, **facts}
     metadata = {METADATA: json.dumps({**stored, "checksum": checksum(tensors, stored)})}
+    path = Path(path)
+    there = path.exists()
+    path.touch()
+    # safetensors writes a temporary file, for its owner alone, and moves it here: this one has what the umask leaves.
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
     except SafetensorError as error:
+        if not there:
+            path.unlink(missing_ok=True)
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
