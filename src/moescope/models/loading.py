@@ -22,6 +22,7 @@ from moescope.models.facts import ModelFacts, bytes_needed, gather_facts
 from moescope.models.gate import Stored, is_in_block_from
 from moescope.models.given import is_model, wrap
 from moescope.models.moe import MoEModel
+from moescope.models.patching import Shared
 from moescope.models.probe import probe
 from moescope.models.refusal import is_out_of_memory, refusing
 from moescope.models.tokenizer import load_tokenizer, refuse_beyond
@@ -77,7 +78,7 @@ def load_model(
     placed = _device_map(device)
     with (
         checkpoint.located(name, revision, with_code=trust_remote_code) as source,
-        _quiet(bars=name != checkpoint.NANO),
+        _quiet(name != checkpoint.NANO),
     ):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
         files_of = checkpoint.weight_map(source)
@@ -143,7 +144,7 @@ def inspect_checkpoint(
     """
     _check_types(revision, trust_remote_code)
     name, wanted_layers = _checked_arguments(name_or_path, None, layers)
-    with checkpoint.located(name, revision, with_code=trust_remote_code) as source, _quiet(bars=True):
+    with checkpoint.located(name, revision, with_code=trust_remote_code) as source, _quiet(True):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
         files_of = checkpoint.weight_map(source)
         whole, where, facts = _structure(found, files_of, source.name)
@@ -361,7 +362,7 @@ def _memory(name: str, needed: int, device_map: str | dict[str, str], layers: Se
 
 
 @contextmanager
-def _quiet(bars: bool) -> Iterator[None]:
+def _quieted(bars: bool) -> Iterator[None]:
     """Keeps transformers from reporting tensors left unread: when blocks are left out, that is as it should be."""
     before = transformers.logging.get_verbosity()
     hide = not bars and transformers.logging.is_progress_bar_enabled()
@@ -374,3 +375,7 @@ def _quiet(bars: bool) -> Iterator[None]:
         transformers.logging.set_verbosity(before)
         if hide:
             transformers.logging.enable_progress_bar()
+
+
+# Verbosity is the process's: of several threads that load models the last restores it.
+_quiet = Shared(_quieted)
