@@ -19,8 +19,7 @@ class Provenance:
 
     Attributes:
         model: The model and what was changed on it, as a hash; None where no one said.
-        samples: Each sample counted, as a hash. Of a state that no run has named, the state's own checksum when it was
-            saved.
+        samples: Each sample counted, as a hash. A state that no run has named gets a random name when it is saved.
     """
 
     model: str | None = None

@@ -18,6 +18,7 @@ from moescope.errors import ModelError, UsageError, unwarned
 from moescope.models import load_model
 from moescope.results import Made, Manifest, Outcome
 from moescope.results.manifest import make_manifest
+from moescope.statistics.provenance import Provenance
 from moescope.statistics.saturation import RouterSaturation, RoutingPair
 
 if TYPE_CHECKING:
@@ -210,6 +211,8 @@ def _compare(
             )
         if progress is not None:
             progress(batch.tokens.num_tokens)
+    models = {"final": final.info.identity, "checkpoint": checkpoint.info.identity}
+    statistic.provenance = Provenance.of(models, sampler.identity)
     return statistic
 
 
