@@ -110,7 +110,7 @@ def test_means_are_per_token_and_intervals_are_symmetric_in_sign() -> None:
     assert means.mean_DP[0] == pytest.approx(effects_GP.sum(0) / documents.predicted_G.sum())
     np.testing.assert_allclose(turned.low_DP, -means.high_DP)
     assert (means.low_DP < means.mean_DP).all()
-    assert (means.p_value_DP[:, 2] < 1e-6).all()  # the mean effect is 2 times the spread over documents
+    assert (means.p_value_DP[:, 2] < 1e-4).all()  # the mean effect is 2 times the spread over documents
     np.testing.assert_allclose(turned.p_value_DP, 1 - means.p_value_DP)
 
 
