@@ -261,9 +261,7 @@ def test_experts_of_one_domain_alone_have_bounded_lifts():
     """Expert 0 in the first domain alone, expert 1 in no domain, others everywhere."""
     tokens = np.full((2, 1), 300)
     counts_DE = np.array([[150, 0, 150], [0, 0, 300]])
-    sums = DocumentSums(
-        counts_DE, tokens, counts_DE**2 / 30 * 1.3, counts_DE * 10, tokens**2 / 30, np.full((2, 1), 30)
-    )
+    sums = DocumentSums(counts_DE, tokens, counts_DE**2 / 30 * 1.3, counts_DE * 10, tokens**2 / 30, np.full((2, 1), 30))
     found = intervals.lifts(sums)
     assert found.lift[:, 0].tolist() == [2, 0]
     assert np.isnan(found.lift[:, 1]).all()

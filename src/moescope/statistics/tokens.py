@@ -235,9 +235,9 @@ class TokenUsage(Statistic[Routing]):
         """Vocabulary specialization on held-out documents: the expert of each type is that of the selection half.
 
         Of each token type with `min_count` occurrences in each half of the documents: the expert selected for most of
-        them on half 0 (ties: the lower id), its share of those on half 1; the mean over types. Under independent routing
-        the expert is an arbitrary one, though rather a frequent one (`expected_chosen_share`; occurrences above 99 are
-        rounded to two digits for it).
+        them on half 0 (ties: the lower id), its share of those on half 1; the mean over types. Under independent
+        routing any expert may be it, frequent ones rather (`expected_chosen_share`; for it occurrences above 99 are
+        rounded down to two digits).
 
         Args:
             selection: The same of half 0 of the documents; None: nothing is known.
@@ -272,8 +272,8 @@ class TokenUsage(Statistic[Routing]):
                     "layer",
                     value_L,
                     "1",
-                    "share of a type's occurrences on half 1 of the documents for which the expert is selected that was "
-                    f"selected most on half 0, averaged over {half}",
+                    "share of a type's occurrences on half 1 of the documents of the expert that was selected for most "
+                    f"of them on half 0, averaged over {half}",
                 ),
                 f"{name}_chance": variable(
                     "layer", chance_L, "1", f"the same, expected if N_xe were Binomial(N_x, N_e / N), over {half}"

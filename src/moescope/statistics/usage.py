@@ -132,7 +132,7 @@ class ExpertUsage(DocumentCounts):
             ("documents_LHD", (drawn.lengths_B > 0).long()),
         ):
             self._combine(name, self._by_cell(values_B, drawn.cells_B), layer)
-        domains_DE = torch.zeros_like(self.state["probabilities_LDE"][layer])
+        domains_DE = probabilities_BE.new_zeros((num_domains, self.num_experts))
         domains_DE.index_add_(0, drawn.cells_B % num_domains, probabilities_BE)
         self._combine("probabilities_LDE", domains_DE, layer)
         read_b = drawn.read_b
@@ -163,7 +163,7 @@ class ExpertUsage(DocumentCounts):
         """All measures of usage and specialization; see `moescope.statistics.usage_table.usage_table`."""
         return usage_table(
             UsageCounts(
-                **{name: tensor.cpu().numpy() for name, tensor in self.state.items()},
+                **{name: tensor.cpu().numpy() for name, tensor in self.totals().items()},
                 layers=self.layers,
                 domains=self.domains,
                 num_experts_per_token=self.num_experts_per_token,
@@ -184,7 +184,8 @@ class ExpertUsage(DocumentCounts):
     ) -> Self:
         """A statistic from known counts, for instance published ones.
 
-        Nothing is known of documents: intervals, nulls and what needs router probabilities are NaN, and `compute()` says so in its attrs.
+        Nothing is known of documents: intervals, nulls and what needs router probabilities are NaN, and `compute()` says
+        so in its attrs.
 
         Args:
             counts_LDE: Tokens of each domain that selected each expert, (layers, domains, experts).

@@ -67,4 +67,3 @@ class DocumentCounts(Sample[Routing]):
             kept = (order_B < EMPTY).nonzero().squeeze(1)
             counts_bE = others["document_counts_LBE"][layer][kept]
             self._take_documents(layer, order_B[kept], self._place_domains_B[kept], counts_bE)
-
