@@ -133,6 +133,7 @@ def test_under_five_effective_documents_there_is_no_interval() -> None:
 
 def test_few_documents_have_no_interval_and_none_no_mean() -> None:
     effects_GP, documents = some_effects(1, 12)
+    documents.domain_ids_G[:] = np.arange(12) % 2
     means = domain_means(effects_GP, documents, 3, seed=0)
     assert np.isfinite(means.low_DP[0]).all()
     assert np.isnan(means.low_DP[1:]).all()

@@ -26,8 +26,8 @@ Floats = NDArray[np.float64]
 GRADIENT_TOKENS = 2048
 """Padded tokens in a batch of the gradient method, which keeps the activations of all layers."""
 INTERVAL = (
-    f"95 % interval over documents, the wider of Student's t and bootstrap-t ({NUM_BOOTSTRAP} Poisson replicates); NaN "
-    f"under {MIN_DOCUMENTS} documents, {MIN_EFFECTIVE_DOCUMENTS} effective ones by tokens, or {LEAST_CARRYING:.0f} that "
+    f"95 % interval over documents, the wider of Student's t and bootstrap-t ({NUM_BOOTSTRAP} Poisson replicates); "
+    f"NaN under {MIN_DOCUMENTS} documents, {MIN_EFFECTIVE_DOCUMENTS} effective ones by tokens, or {LEAST_CARRYING:.0f} that "
     "carry the effect"
 )
 P_VALUE = "one-sided p-value of an effect of at most 0, Student's t over documents"
@@ -172,8 +172,8 @@ def domain_means(
 ) -> Means:
     """`Σ effects / Σ predicted tokens` over all documents and over each domain's.
 
-    Intervals and p-values: see `measures.intervals.effect_intervals`. Replicates weigh each document by a hash of it and
-    the seed.
+    Intervals and p-values: see `measures.intervals.effect_intervals`. Replicates weigh each document by a hash of the
+    document and the seed.
 
     Args:
         effects_GP: Nats summed over each document's tokens, for each of P changes.

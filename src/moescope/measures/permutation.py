@@ -46,8 +46,7 @@ def permutation_null(
 ) -> Null:
     """Both measures where documents' deviations from the layer's rates are permuted, in all layers alike.
 
-    A document of t tokens has the rates `q_i = c_i / t_i`, which deviate from those of all tokens, `q`, by more if it is
-    short. A replicate gives document i the rates `q + h_i z_j`, with `z_j` the standardized deviation of the document
+    The rates of a document, `q_i`, deviate from those of all tokens, `q`, by more if it is short. A replicate gives document i the rates `q + h_i z_j`, with `z_j` the standardized deviation of the document
     that a permutation puts in its place and `h_i` the scale of its own (see `standardized`). For documents of one
     length this is a permutation of their labels, with fixed numbers of documents per domain.
 
@@ -94,9 +93,9 @@ def permutation_null(
 def standardized(counts_BE: Numbers) -> tuple[Floats, Floats, Floats]:
     """Rates of all documents (E,), the standardized deviation of each document's from them (B, E), and its scale (B,).
 
-    With `a_i` assignments of document i and `u_i = a_i / Σ a`, rates `q_i = c_i / a_i` and `q = Σ u_i q_i`. A document's
-    rates have the variance `v_i = s + w / a_i` around the expected ones, summed over experts: s between documents, w
-    from assignments; so `E Σ_e (q_ie - q_e)² = g_i² = v_i (1 - 2 u_i) + Σ_j u_j² v_j`. w is the mean of
+    With `a_i` assignments of document i and `u_i = a_i / Σ a`, rates are `q_i = c_i / a_i` and `q = Σ u_i q_i`. A
+    document's rates have the variance `v_i = s + w / a_i` around the expected ones, summed over experts: s between
+    documents, w from assignments; so `E Σ_e (q_ie - q_e)² = g_i² = v_i (1 - 2 u_i) + Σ_j u_j² v_j`. w is the mean of
     `a / (a - 1) Σ_e q_ie (1 - q_ie)`, s that which gives the sum of the squared deviations, or 0. Standardized are
     `(q_i - q) / g_i`, their scale is `√(v_i (B - 1) / B)`: of documents of one length, g_i itself.
     """

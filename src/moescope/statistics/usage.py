@@ -184,8 +184,8 @@ class ExpertUsage(DocumentCounts):
     ) -> Self:
         """A statistic from known counts, for instance published ones.
 
-        Nothing is known of documents: intervals, nulls and what needs router probabilities are NaN, and `compute()` says
-        so in its attrs.
+        Nothing is known of documents: intervals, nulls and what needs router probabilities are NaN, and `compute()`
+        says so in its attrs.
 
         Args:
             counts_LDE: Tokens of each domain that selected each expert, (layers, domains, experts).

@@ -1,4 +1,4 @@
-"""A bounded sample of documents with how often each selects every expert: what permutations of documents are made of."""
+"""A bounded sample of documents with how often each selects every expert: what permutations are made of."""
 
 from __future__ import annotations
 
