@@ -121,14 +121,13 @@ def effect_coverage(kind: str, num_documents: int, num_corpora: int, *, seed: in
         tokens_G = lengths(generator, num_documents)
         shape = (num_documents, num_corpora // num_batches)
         normal, other = generator.normal(size=shape), generator.normal(size=shape)
-        per_token = {
-            "light": lambda normal=normal: 0.3 + normal,
-            "lognormal": lambda normal=normal: np.exp(SIGMA * normal),
-            "both signs": lambda normal=normal, other=other: 0.2 + np.exp(SIGMA * normal) - np.exp(SIGMA * other),
-            "one in ten": lambda normal=normal, other=other, chosen=generator.random(shape) < 0.1: np.where(
-                chosen, 1 + 0.3 * normal, 0.02 * other
-            ),
-        }[kind]()
+        if kind == "light":
+            per_token = 0.3 + normal
+        elif kind == "one in ten":
+            per_token = np.where(generator.random(shape) < 0.1, 1 + 0.3 * normal, 0.02 * other)
+        else:
+            per_token = np.exp(SIGMA * normal)
+            per_token = 0.2 + per_token - np.exp(SIGMA * other) if kind == "both signs" else per_token
         weights_GR = generator.poisson(1, (num_documents, 400))
         found = intervals.effect_intervals(per_token * tokens_G[:, None], tokens_G, weights_GR)
         low.append(found.low)

@@ -27,8 +27,8 @@ GRADIENT_TOKENS = 2048
 """Padded tokens in a batch of the gradient method, which keeps the activations of all layers."""
 INTERVAL = (
     f"95 % interval over documents, the wider of Student's t and bootstrap-t ({NUM_BOOTSTRAP} Poisson replicates); "
-    f"NaN under {MIN_DOCUMENTS} documents, {MIN_EFFECTIVE_DOCUMENTS} effective ones by tokens, or {LEAST_CARRYING:.0f} that "
-    "carry the effect"
+    f"NaN under {MIN_DOCUMENTS} documents, {MIN_EFFECTIVE_DOCUMENTS} effective ones by tokens, or "
+    f"{LEAST_CARRYING:.0f} that carry the effect"
 )
 P_VALUE = "one-sided p-value of an effect of at most 0, Student's t over documents"
 EFFECTIVE = (

@@ -46,9 +46,10 @@ def permutation_null(
 ) -> Null:
     """Both measures where documents' deviations from the layer's rates are permuted, in all layers alike.
 
-    The rates of a document, `q_i`, deviate from those of all tokens, `q`, by more if it is short. A replicate gives document i the rates `q + h_i z_j`, with `z_j` the standardized deviation of the document
-    that a permutation puts in its place and `h_i` the scale of its own (see `standardized`). For documents of one
-    length this is a permutation of their labels, with fixed numbers of documents per domain.
+    The rates of a document, `q_i`, deviate from those of all tokens, `q`, by more if it is short. A replicate gives
+    document i the rates `q + h_i z_j`, with `z_j` the standardized deviation of the document that a permutation puts in
+    its place and `h_i` the scale of its own (see `standardized`). For documents of one length this is a permutation of
+    their labels, with fixed numbers of documents per domain.
 
     Where the B documents are a sample of those that were counted (b_d of the n_d of domain d), the deviation of a
     domain's rates is multiplied by `sqrt(b_d / n_d)`, the ratio of the standard errors.
