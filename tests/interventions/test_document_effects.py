@@ -138,5 +138,5 @@ def test_few_documents_have_no_interval_and_none_no_mean() -> None:
     assert np.isfinite(means.low_DP[0]).all()
     assert np.isnan(means.low_DP[1:]).all()
     assert np.isnan(means.mean_DP[3]).all()
-    half = domain_means(effects_GP, documents, 3, within_G=np.zeros(14, bool), seed=0)
+    half = domain_means(effects_GP, documents, 3, within_G=np.zeros(12, bool), seed=0)
     assert np.isnan(half.mean_DP).all()
