@@ -131,7 +131,10 @@ def not_distinguishable_groups(sums_RG: Floats, tokens_RG: Ints) -> NDArray[np.b
             continue
         error = np.sqrt((count - 1) / count * ((differences - differences.mean()) ** 2).sum())
         difference = mean_R[best] - mean_R[row]
-        ties[row] = not (error == 0 and difference > 0) and not student.sf(difference / error, count - 1) <= level
+        if error == 0:
+            ties[row] = difference == 0
+        else:
+            ties[row] = not student.sf(difference / error, count - 1) <= level
     return ties
 
 
