@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from moescope.measures.constants import COVERAGE
+from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MIN_CLUSTERS = 8
+MIN_CLUSTERS = MIN_DOCUMENTS
 """Fewest documents for an interval or a test."""
-MIN_EFFECTIVE = 5.0
+MIN_EFFECTIVE = float(MIN_EFFECTIVE_DOCUMENTS)
 """Fewest effective documents."""
 
 
