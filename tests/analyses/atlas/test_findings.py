@@ -20,32 +20,45 @@ def top(**changes: list) -> pd.DataFrame:
         "expert": [3, 2, 0],
         "num_tokens": [300, 300, 280],
         "num_documents": [11, 11, 10],
-        "delta_loss": [0.05, 0.2, 0.011],
-        "ci_low": [0.02, 0.1, -0.004],
-        "ci_high": [0.09, 0.3, 0.02],
+        "delta_loss_measured": [0.05, 0.2, 0.011],
+        "delta_loss_measured_ci_low": [0.02, 0.1, -0.004],
+        "delta_loss_measured_ci_high": [0.09, 0.3, 0.02],
+        "p_value": [0.001, 0.001, 0.2],
+        "delta_loss_estimate": [0.035, 0.1, 0.01],
+        "delta_loss_estimate_ci_low": [0.015, 0.05, -0.001],
+        "delta_loss_estimate_ci_high": [0.06, 0.2, 0.015],
         "delta_loss_control": [0.003, 0.004, 0.002],
         "delta_loss_control_q05": [-0.001, -0.002, -0.003],
         "delta_loss_control_q95": [0.01, 0.02, 0.03],
         "num_controls": [20, 20, 20],
+        "method": ["gradient"] * 3,
         "selection_half_delta_loss": [0.06, 0.05, 0.04],
+        "selection_half_ci_low": [0.03, 0.02, 0.01],
         "loss": [2.5, 2.5, 3.0],
     }
     return pd.DataFrame(columns | changes)
 
 
-def relations(saliency: float = 0.35, halves: float = 0.2) -> pd.DataFrame:
+def relations(
+    measured: float = 0.6,
+    p_value: float = 0.001,
+    halves: float = 0.2,
+    lead: tuple[float, float, float, float] = (0.4, -0.1, 0.9, 0.06),
+) -> pd.DataFrame:
+    none = (NAN,) * 4
     rows = [
-        ("ablated", "gradient", "all layers", 24, 0.8, 0.6, 0.9),
-        ("ablated", "first order", "all layers", 24, 0.5, 0.1, 0.7),
-        ("ablated", "saliency", "all layers", 24, 0.6, 0.3, 0.8),
-        ("gradient", "selection frequency", "within layers", 1024, 0.05, -0.01, 0.11),
-        ("gradient", "saliency", "within layers", 1024, saliency, saliency - 0.06, saliency + 0.06),
-        ("gradient", "effect on other documents", "within layers", 1024, halves, 0.14, 0.26),
-        ("gradient", "domain specialization", "within domains", 2048, 0.17, 0.16, 0.18),
-        ("gradient", "lift", "within domains", 2048, 0.16, 0.15, 0.17),
+        ("ablated", "gradient", "all layers", 24, 0.8, 0.6, 0.9, 0.001, *none),
+        ("ablated", "first order", "all layers", 24, 0.5, 0.1, 0.7, 0.01, *none),
+        ("ablated", "selection frequency", "all layers", 24, 0.2, -0.2, 0.5, 0.4, *lead),
+        ("ablated", "saliency", "all layers", 24, measured, measured - 0.3, measured + 0.2, p_value, *none),
+        ("gradient", "selection frequency", "within layers", 1024, 0.05, -0.01, 0.11, 0.1, 0.3, 0.24, 0.36, 1e-9),
+        ("gradient", "saliency", "within layers", 1024, 0.35, 0.29, 0.41, 0.001, *none),
+        ("gradient", "effect on other documents", "within layers", 1024, halves, 0.14, 0.26, 0.001, *none),
+        ("gradient", "domain specialization", "within domains", 2048, 0.17, 0.16, 0.18, 0.001, *none),
+        ("gradient", "lift", "within domains", 2048, 0.16, 0.15, 0.17, 0.001, *none),
     ]
-    columns = ["effect", "predictor", "scope", "num", "rank_correlation", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["effect", "predictor", "scope", "num", "rank_correlation", "ci_low", "ci_high", "p_value"]
+    return pd.DataFrame(rows, columns=[*columns, "lead", "lead_ci_low", "lead_ci_high", "lead_p_value"])
 
 
 def ablated() -> pd.DataFrame:
@@ -64,42 +77,76 @@ def ablated() -> pd.DataFrame:
 def test_the_expert_with_the_largest_effect():
     (finding,) = find(results({"atlas_top": top()}))
     assert (finding.topic, finding.verdict) == ("atlas", "shown")
-    assert "law" in finding.title
-    assert "expert 3 of layer 7" in finding.title
-    # The effect with its interval, the loss, the controls, n; then domains whose expert exceeds its controls.
-    numbers = ("0.0500", "0.0200 to 0.0900", "2.50", "20 random experts", "0.00300", "-0.00100 to 0.0100")
-    assert all(number in finding.text for number in numbers)
+    assert finding.title == "Ablating expert 3 of layer 7 raises the loss on law"
+    # The measured effect with its interval first, then the estimate; the loss, the controls, n; then other domains.
+    numbers = ("0.0500", "0.0200 to 0.0900", "2.50", "0.0350", "20 random experts", "0.00300", "-0.00100 to 0.0100")
+    places = [finding.text.index(number) for number in numbers]
+    assert places == sorted(places)
     assert "300 tokens of 11 documents" in finding.text
-    assert "In 1 of 2 domains" in finding.text
-    assert finding.text.endswith(": law.")
+    assert "In 1 of 2 domains the measured interval of the domain's first expert excludes 0: law" in finding.text
+    assert "in 1 the lower end of its estimate exceeds 95 % of its controls" in finding.text
+    assert "the estimate is 74 % of the measured effect" in finding.text  # .045 of .061
+
+
+def test_the_domain_is_the_selection_halfs():
+    # On the evaluation half, law has the larger effect and the higher lower end.
+    frame = top(selection_half_ci_low=[0.01, 0.02, 0.04])
+    (finding,) = find(results({"atlas_top": frame}))
+    assert finding.verdict == "not shown"
+    assert "expert 0 of layer 1, for verse" in finding.text
+    unknown = top(selection_half_ci_low=[NAN] * 3, selection_half_delta_loss=[0.01, 0.02, 0.04])
+    assert "for verse" in find(results({"atlas_top": unknown}))[0].text
 
 
 def test_no_effect_is_shown():
-    (finding,) = find(results({"atlas_top": top(ci_low=[-0.01, 0.1, -0.004])}))
+    (finding,) = find(results({"atlas_top": top(delta_loss_measured_ci_low=[-0.01, 0.1, -0.004])}))
     assert (finding.topic, finding.verdict) == ("atlas", "not shown")
-    (untested,) = find(results({"atlas_top": top(ci_low=[NAN] * 3, ci_high=[NAN] * 3)}))
+    unknown = {f"delta_loss_measured_ci_{end}": [NAN] * 3 for end in ("low", "high")}
+    (untested,) = find(results({"atlas_top": top(**unknown, p_value=[NAN] * 3)}))
     assert untested.verdict == "not testable"
     assert "too few documents for an interval" in untested.text
 
 
+def test_effects_that_are_all_measured():
+    (finding,) = find(results({"atlas_top": top(method=["exact"] * 3)}))
+    assert finding.verdict == "shown"
+    assert "by this estimate" not in finding.text and "measured 0.00300 on average" in finding.text
+
+
 def test_whether_routing_statistics_predict_the_effect():
     (finding,) = find(results({"atlas_relations": relations()}))
-    assert (finding.topic, finding.verdict) == ("atlas", "not shown")
-    assert "selection frequency 0.050 (-0.010 to 0.11); saliency 0.35 (0.29 to 0.41)" in finding.text
-    assert "24 experts" in finding.text
-    assert "saliency 0.60 (0.30 to 0.80)" in finding.text
+    assert (finding.topic, finding.verdict) == ("atlas", "shown")
+    assert finding.title.startswith("Saliency predicts") and "not shown to do so better" in finding.title
+    # Measured first, the estimate second.
+    parts = (
+        "24 experts drawn at random from all layers: selection frequency 0.20 (-0.20 to 0.50); saliency 0.60",
+        "Lead of saliency over selection frequency: 0.40 (95 % interval -0.10 to 0.90",
+        "estimated by gradient, over 1,024 experts",
+        "selection frequency 0.050 (-0.010 to 0.11); saliency 0.35 (0.29 to 0.41)",
+        "Lead of saliency over selection frequency: 0.30",
+    )
+    places = [finding.text.index(part) for part in parts[:-1]]
+    assert places == sorted(places) and parts[-1] in finding.text
     assert "0.20 (0.14 to 0.26)" in finding.text
     assert "0.58" in finding.text  # sqrt(2 * 0.2 / 1.2)
     assert "lift 0.16 (0.15 to 0.17), domain specialization 0.17 (0.16 to 0.18)" in finding.text
-    (strong,) = find(results({"atlas_relations": relations(saliency=0.85)}))
-    assert strong.verdict == "shown"
-    assert strong.title.startswith("Saliency predicts")
     (noise,) = find(results({"atlas_relations": relations(halves=-0.05)}))
     assert "exceed" not in noise.text
+
+
+def test_the_best_predictor_only_if_its_lead_excludes_0():
+    (best,) = find(results({"atlas_relations": relations(lead=(0.4, 0.1, 0.7, 0.004))}))
+    assert (best.title, best.verdict) == ("Saliency is the best predictor of the measured effect of ablation", "shown")
+    # Found among two: p-values count twice.
+    (chance,) = find(results({"atlas_relations": relations(p_value=0.03)}))
+    assert chance.verdict == "not shown" and chance.title.startswith("No routing statistic is shown")
+    (low,) = find(results({"atlas_relations": relations(measured=0.25)}))
+    assert low.verdict == "not shown"
     frame = relations()
     frame[["ci_low", "ci_high"]] = NAN
-    (untested,) = find(results({"atlas_relations": frame}))
-    assert untested.verdict == "not testable"
+    assert find(results({"atlas_relations": frame}))[0].verdict == "not testable"
+    (estimated,) = find(results({"atlas_relations": relations().iloc[4:]}))
+    assert estimated.verdict == "not testable" and "no effect was measured" in estimated.title
 
 
 def test_the_ceiling_is_what_parallel_halves_give():
@@ -126,5 +173,6 @@ def test_how_well_the_gradient_agrees(low, verdict):
 
 def test_words():
     assert "nats per token" in definitions("atlas")["Δ loss"]
+    assert "measured by ablation" in caption("atlas_top")
     for name in ("experts", "domains", "top", "ablated", "relations"):
         assert caption(f"atlas_{name}") != f"Atlas {name}."

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, KeyNumber, count_of, row
+from moescope.analyses.finding import Finding, KeyNumber, count_of, names_of, row
+from moescope.measures.usage import SILENT
 from moescope.results.text import number
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from moescope.results.reading import Results
+
+
+SAME = 1e-4
+"""Relative distance of outputs up to which two experts are duplicates: float32's rounding gives about 1e-6."""
 
 
 def _weights(results: Results) -> Finding | None:
@@ -62,7 +67,48 @@ def _directions(every: pd.DataFrame) -> str:
     )
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_weights]
+def _duplicates(results: Results) -> Finding | None:
+    """Pairs of experts that compute the same; none is found where there are none."""
+    frame = results.table("weights_duplicates")
+    if frame is None or frame.empty:
+        return None
+    named = [f"{found.expert} and {found.other_expert} of layer {found.layer}" for found in frame.itertuples()]
+    text = (
+        f"The same output for the same input (relative distance at most {SAME:g}, random inputs): experts "
+        f"{names_of(named)}."
+    )
+    if "joined_matched_cosine" in frame.columns and frame["joined_matched_cosine"].notna().any():
+        matched, stored = (number(float(frame[f"joined{kind}_cosine"].min())) for kind in ("_matched", ""))
+        text += (
+            " Cosine of their weights with hidden neurons matched in order and, where that changes nothing, in sign "
+            f"of up and down together: at least {matched}; as stored: at least {stored}."
+        )
+    if "router_cosine" in frame.columns:
+        text += f" Cosine of their router rows: at least {number(float(frame['router_cosine'].min()))}."
+    title = (
+        f"Experts {named[0]} are duplicates" if len(named) == 1 else f"{len(named):,} pairs of experts are duplicates"
+    )
+    return Finding("weights", title, text, "shown")
+
+
+def _silent(results: Results) -> Finding | None:
+    """Experts whose weights give nothing; `contribution` says it of those that tokens select, where it was asked."""
+    frame = results.table("weights_experts")
+    if frame is None or "silent" not in frame.columns or results.table("contribution") is not None:
+        return None
+    found = frame[frame["silent"]]
+    if found.empty:
+        return None
+    named = [f"expert {one.expert} of layer {one.layer}" for one in found.itertuples()]
+    text = (
+        f"Output norm for random inputs of at most {SILENT:g} of the layer's median: {names_of(named)}. Whether tokens "
+        "select them is a question of usage."
+    )
+    title = f"{len(found):,} of {len(frame):,} experts {'is' if len(found) == 1 else 'are'} silent"
+    return Finding("weights", title, text, "shown")
+
+
+FINDINGS: list[Callable[[Results], Finding | None]] = [_weights, _duplicates, _silent]
 
 KEY_NUMBERS = [
     KeyNumber(
