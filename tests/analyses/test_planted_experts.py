@@ -9,6 +9,7 @@ import torch
 
 import moescope
 from moescope.analyses.similarity.analysis import Similarity
+from moescope.errors import MoescopeWarning
 from moescope.models import MoEModel, load_model
 from moescope.models.weights import expert_weights
 from moescope.run import Run
@@ -61,7 +62,7 @@ def capture(model: MoEModel, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("planted")
-    with pytest.warns(moescope.MoescopeWarning, match="the same output for every token of expert 4"):
+    with pytest.warns(MoescopeWarning, match="the same output for every token of expert 4"):
         return capture(planted(folder / "model"), folder / "text")
 
 

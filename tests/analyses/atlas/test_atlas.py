@@ -189,7 +189,9 @@ def test_the_first_of_each_domain_is_ablated_on_all_domains(model, corpus, docum
         assert set(rows.index) == {"all", *corpus.domains}
         for domain, row in rows.iterrows():
             index = None if domain == "all" else corpus.domains.index(domain)
-            used = sum(few, []) if index is None else (held_out if row["rank"] >= 0 else few)[index]
+            used = [d for own in few for d in own]
+            if index is not None:
+                used = (held_out if row["rank"] >= 0 else few)[index]
             tokens = sum(int((document.next_token_ids >= 0).sum()) for document in used)
             assert (row.num_documents, row.num_tokens) == (len(used), tokens)
             effect = measure_ablations(model, used, [Ablation(first.layer, (first.expert,))]).sum() / tokens

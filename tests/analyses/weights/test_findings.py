@@ -49,3 +49,27 @@ def test_key_numbers_of_weights():
     numbers = per_layer(results({"weights": weights()}))
     assert [name for name in numbers.columns if name != "layer"]
     assert numbers.rows == [["1", "0.350", "19"], ["7", "0.200", "13"]]
+
+
+def test_duplicates_and_silent_experts():
+    duplicates = pd.DataFrame(
+        {
+            "layer": [1, 7],
+            "expert": [0, 1],
+            "other_expert": [3, 2],
+            "output_distance": [1e-7, 2e-7],
+            "joined_matched_cosine": [0.99999, 1.0],
+            "joined_cosine": [0.01, -0.02],
+            "router_cosine": [0.4, 0.3],
+        }
+    )
+    (finding,) = find(results({"weights_duplicates": duplicates}))
+    assert finding.title == "2 pairs of experts are duplicates"
+    assert "0 and 3 of layer 1, 1 and 2 of layer 7" in finding.text
+    assert "-0.0200" in finding.text and "router rows: at least 0.300" in finding.text
+    (one,) = find(results({"weights_duplicates": duplicates.head(1)}))
+    assert one.title == "Experts 0 and 3 of layer 1 are duplicates"
+    experts = pd.DataFrame({"layer": [1, 1, 7, 7], "expert": [0, 1] * 2, "silent": [False, True, False, False]})
+    (finding,) = find(results({"weights_experts": experts}))
+    assert finding.title == "1 of 4 experts is silent" and "expert 1 of layer 1" in finding.text
+    assert find(results({"weights_experts": experts.assign(silent=False)})) == []
