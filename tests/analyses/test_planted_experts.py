@@ -73,7 +73,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def texts(run: Run, topic: str) -> list[str]:
-    return [f"{finding.title}. {finding.text}" for finding in run.findings if finding.topic == topic]
+    return [f"{finding.title}. {finding.text}" for finding in [*run.findings, *run.facts] if finding.topic == topic]
 
 
 def test_a_copy_is_found_by_its_weights(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from moescope.analyses.finding import find
+from moescope.analyses.finding import facts, find
 from tests.report.folders import results
 from tests.report.tables import NAN
 
@@ -67,7 +67,7 @@ def test_silent_experts_are_not_those_never_selected():
         }
     )
     every = contribution({1: [1.0] * 4, 7: [1.0] * 4}).assign(num_selected=[10, 0, 3, 4, 52, 0, 0, 1])
-    (finding,) = find(results({"contribution": every, "contribution_silent": silent}))
+    (finding,) = facts(results({"contribution": every, "contribution_silent": silent}))
     assert finding.title == "2 of 8 experts are selected and silent"
     assert finding.text.index("expert 0 of layer 7") < finding.text.index("expert 2 of layer 1")
     assert "13.0 % of the tokens" in finding.text and "never selected: 3 experts of 8" in finding.text

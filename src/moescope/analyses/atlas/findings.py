@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, Verdict, count_of, interval_of, names_of, row
+from moescope.analyses.finding import Claim, count_of, interval_of, names_of, row
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 STRONG = 0.7
 """Rank correlations from here on are called strong."""
-LEVEL = 0.05
-"""P-values up to here are taken as shown."""
+ABLATED = "A test needs at least four experts that are drawn at random and ablated (`num_exact`)."
 ROUTING = ("selection frequency", "weight", "highest lift", "saliency", "total saliency")
 
 
-def _largest_effect(results: Results) -> Finding | None:
+def _largest_effect(results: Results) -> Claim | None:
     frame = results.table("atlas_top")
     if frame is None or frame.empty:
         return None
@@ -45,13 +44,14 @@ def _largest_effect(results: Results) -> Finding | None:
         f"{number(best['delta_loss_control_q05'])} to {number(best['delta_loss_control_q95'])}."
     )
     text += _other_domains(frame, estimated)
-    p_value = best["p_value"]
-    if best["delta_loss_measured_ci_low"] > 0 and p_value <= LEVEL:
-        return Finding("atlas", f"Ablating {expert} raises the loss on {best['domain']}", text, "shown")
-    unknown = math.isnan(best["delta_loss_measured_ci_low"]) or math.isnan(p_value)
-    verdict: Verdict = "not testable" if unknown else "not shown"
-    title = "For no domain is the loss shown to rise without one expert"
-    return Finding("atlas", title, f"The candidate ranked first is {expert}, for {best['domain']}. {text}", verdict)
+    return Claim(
+        "atlas",
+        shown=f"Ablating {expert} raises the loss on {best['domain']}",
+        not_shown=f"Ablating {expert}, ranked first, is not shown to raise the loss on {best['domain']}",
+        text=text,
+        p_value=float(best["p_value"]),
+        not_testable="Whether ablating one expert raises the loss on a domain is not testable",
+    )
 
 
 def in_order_of_selection(top: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +82,7 @@ def _other_domains(frame: pd.DataFrame, estimated: bool) -> str:
     return text
 
 
-def _predictors(results: Results) -> Finding | None:
+def _predictors(results: Results) -> Claim | None:
     frame = results.table("atlas_relations")
     if frame is None or frame.empty:
         return None
@@ -102,24 +102,45 @@ def _predictors(results: Results) -> Finding | None:
             f"{_listed(estimated, 'of a layer, mean over layers')}"
         )
     text = " ".join(parts) + _other_documents(frame, main)
-    if measured.empty:
-        title = "How well routing statistics predict the effect of ablation: no effect was measured by ablation"
-        return Finding("atlas", title, text, "not testable")
-    best = measured["rank_correlation"].abs().idxmax()
+    best = "" if measured.empty else measured["rank_correlation"].abs().idxmax()
     # The best of several: each could have been it by chance.
-    p_value = min(1.0, len(measured) * float(measured["p_value"][best]))
-    if math.isnan(measured["ci_high"][best]) or math.isnan(p_value):
-        title = "How well routing statistics predict the effect of ablation has no interval"
-        return Finding("atlas", title, text, "not testable")
-    excludes_0 = measured["ci_low"][best] > 0 or measured["ci_high"][best] < 0
-    if p_value > LEVEL or not excludes_0:
-        title = "No routing statistic is shown to predict the measured effect of ablation"
-        return Finding("atlas", title, text, "not shown")
-    name = str(best).capitalize()
-    if _leads(measured):
-        return Finding("atlas", f"{name} is the best predictor of the measured effect of ablation", text, "shown")
-    title = f"{name} predicts the measured effect of ablation, not shown to do so better than all others"
-    return Finding("atlas", title, text, "shown")
+    p_value = math.nan if measured.empty else min(1.0, len(measured) * float(measured["p_value"][best]))
+    return Claim(
+        "atlas",
+        shown=f"{str(best).capitalize()} predicts the measured effect of ablation",
+        not_shown="No routing statistic is shown to predict the measured effect of ablation",
+        text=text,
+        p_value=p_value,
+        not_testable="Whether routing statistics predict the measured effect of ablation is not testable",
+        needed=ABLATED,
+    )
+
+
+def _best_predictor(results: Results) -> Claim | None:
+    frame = results.table("atlas_relations")
+    if frame is None or frame.empty:
+        return None
+    main = str(frame["effect"].iloc[-1])
+    measured = _routing(frame, "ablated", "within layers" if main == "ablated" else "all layers")
+    estimated = _routing(frame, "gradient", "within layers")
+    if len(measured) < 2:
+        return None
+    best = measured["rank_correlation"].abs().idxmax()
+    # It must lead each of the others, and any of them could have been the best.
+    others = measured["lead_p_value"].drop(best)
+    p_value = math.nan if others.isna().any() else min(1.0, len(others) * float(others.max()))
+    text = f"For the measured Δ loss: {_lead(measured)}"
+    if not estimated.empty:
+        text += f" For the estimate: {_lead(estimated)}"
+    return Claim(
+        "atlas",
+        shown=f"{str(best).capitalize()} is the best predictor of the measured effect of ablation",
+        not_shown="No routing statistic is shown to predict the measured effect of ablation better than all others",
+        text=text,
+        p_value=p_value,
+        not_testable="Which routing statistic predicts the measured effect of ablation best is not testable",
+        needed=ABLATED,
+    )
 
 
 def _routing(frame: pd.DataFrame, effect: str, scope: str) -> pd.DataFrame:
@@ -128,27 +149,26 @@ def _routing(frame: pd.DataFrame, effect: str, scope: str) -> pd.DataFrame:
     return rows[rows.index.isin(ROUTING) & rows["rank_correlation"].notna()]
 
 
-def _leads(routing: pd.DataFrame) -> bool:
-    """Whether the best predictor's lead over each of the others excludes 0, any of them being able to be the best."""
-    others = routing["lead_p_value"].drop(routing["rank_correlation"].abs().idxmax())
-    lows = routing["lead_ci_low"][others.index]
-    return bool(len(others) and (others * len(others) <= LEVEL).all() and (lows > 0).all())
-
-
 def _listed(routing: pd.DataFrame, where: str) -> str:
-    """All correlations, and the lead of the best over the next."""
+    """All correlations of routing statistics with one effect."""
     names = "; ".join(f"{name} {_correlation(routing.loc[name])}" for name in routing.index)
-    text = f"{count_of(routing['num'].iloc[0], 'expert')} {where}: {names}."
+    return f"{count_of(routing['num'].iloc[0], 'expert')} {where}: {names}."
+
+
+def _lead(routing: pd.DataFrame) -> str:
+    """The best predictor, and its lead over the one that it is least sure to exceed."""
     best = routing["rank_correlation"].abs().idxmax()
-    leads = routing[routing["lead"].notna()]
-    if not leads.empty:
-        least = leads["lead_ci_low"].idxmin() if leads["lead_ci_low"].notna().any() else leads["lead"].idxmin()
-        of = leads.loc[least]
-        text += (
-            f" Lead of {best} over {least}: {number(float(of['lead']), 2)} (95 % interval "
-            f"{number(float(of['lead_ci_low']), 2)} to {number(float(of['lead_ci_high']), 2)}, paired over experts)."
-        )
-    return text
+    text = f"{best} {_correlation(routing.loc[best])}"
+    leads = routing.drop(best)
+    leads = leads[leads["lead"].notna()]
+    if leads.empty:
+        return f"{text}."
+    other = leads["lead_ci_low"].idxmin() if leads["lead_ci_low"].notna().any() else leads["lead"].idxmin()
+    of = leads.loc[other]
+    return (
+        f"{text}; its lead over {other}, in size: {number(float(of['lead']), 2)} (95 % interval "
+        f"{number(float(of['lead_ci_low']), 2)} to {number(float(of['lead_ci_high']), 2)}, paired over experts)."
+    )
 
 
 def _other_documents(frame: pd.DataFrame, main: str) -> str:
@@ -173,7 +193,7 @@ def _other_documents(frame: pd.DataFrame, main: str) -> str:
     return text
 
 
-def _agreement(results: Results) -> Finding | None:
+def _agreement(results: Results) -> Claim | None:
     frame, relations = results.table("atlas_ablated"), results.table("atlas_relations")
     if frame is None or relations is None or len(frame) < 2:
         return None
@@ -193,11 +213,16 @@ def _agreement(results: Results) -> Finding | None:
         text += f" First-order term alone: {_correlation(first_order.iloc[0])}."
     # Of a correlation above 0: half of the two-sided share of permutations.
     p_value = found["p_value"] / 2 if found["rank_correlation"] > 0 else 1.0
-    if found["ci_low"] > 0 and p_value <= LEVEL:
-        how = "" if found["ci_low"] >= STRONG else " roughly"
-        return Finding("atlas", f"The gradient ranks experts{how} as exact ablation does", text, "shown")
-    verdict: Verdict = "not testable" if math.isnan(found["ci_low"]) else "not shown"
-    return Finding("atlas", "The gradient is not shown to rank experts as exact ablation does", text, verdict)
+    how = "" if found["ci_low"] >= STRONG else " roughly"
+    return Claim(
+        "atlas",
+        shown=f"The gradient ranks experts{how} as exact ablation does",
+        not_shown="The gradient is not shown to rank experts as exact ablation does",
+        text=text,
+        p_value=p_value,
+        not_testable="Whether the gradient ranks experts as exact ablation does is not testable",
+        needed=ABLATED,
+    )
 
 
 def ceiling(halves: float) -> float:
@@ -216,4 +241,4 @@ def _ends(found: pd.Series) -> str:
     return f"{number(float(found['ci_low']), 2)} to {number(float(found['ci_high']), 2)}"
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_largest_effect, _predictors, _agreement]
+FINDINGS: list[Callable[[Results], Claim | None]] = [_largest_effect, _predictors, _best_predictor, _agreement]

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from moescope.interventions.document_effects import INTERVAL, Documents, Means, domain_means
-from moescope.measures.constants import MIN_DOCUMENTS
+from moescope.measures.clustered import clustered_mean
 from moescope.statistics.variables import Variable, variable
 
 Floats = NDArray[np.float64]
@@ -170,19 +169,11 @@ def _triple(means: Means, column: int) -> tuple[float, float, float]:
 
 
 def rise_p_value(effects_g: Floats, predicted_g: NDArray[np.int64]) -> float:
-    """One-sided p-value of a Δ loss that is 0 or below, over documents; NaN under `MIN_DOCUMENTS` of them.
-
-    Student's t of the ratio of sums, its standard error linearized: the spread of `effects - ratio * predicted`.
-    """
-    count = len(effects_g)
-    if count < MIN_DOCUMENTS or not predicted_g.sum():
-        return float("nan")
-    ratio = effects_g.sum() / predicted_g.sum()
-    residuals_g = effects_g - ratio * predicted_g
-    error = np.sqrt((residuals_g**2).sum() * count / (count - 1)) / predicted_g.sum()
-    if not error:
-        return 0.0 if ratio > 0 else 1.0
-    return float(student.sf(ratio / error, count - 1))
+    """One-sided p-value of a Δ loss per token of 0 or below, over documents; NaN for too few of them."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        per_token_g = effects_g / predicted_g
+    documents_N = np.repeat(np.arange(len(predicted_g)), predicted_g)
+    return clustered_mean(per_token_g[documents_N], documents_N).p_value()
 
 
 def _variables(rows: Sequence[_Row], num_experts: int) -> dict[str, Variable]:
@@ -205,7 +196,7 @@ def _variables(rows: Sequence[_Row], num_experts: int) -> dict[str, Variable]:
         "measured_p_value": (
             np.array([row.p_value for row in rows], float),
             "probability",
-            "one-sided, of a measured effect of 0 or below: Student's t over documents",
+            "one-sided, of a measured effect of 0 or below, over documents",
         ),
     }
     for prefix, definition, values in (

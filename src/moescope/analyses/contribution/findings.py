@@ -1,4 +1,4 @@
-"""Findings of contribution: layers with an output near zero, and the expert of largest share."""
+"""Facts of contribution: layers with an output near zero, and the expert of largest share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, Verdict, count_of, interval_of, names_of, row
+from moescope.analyses.finding import Fact, Finding, count_of, interval_of, names_of, row
 from moescope.measures.usage import SILENT
 from moescope.results.text import number, percent
 
@@ -17,7 +17,7 @@ NEAR_ZERO = 0.05
 """A layer's output is near zero if its median expert's saliency is below this share of the median layer's."""
 
 
-def _layers_near_zero(results: Results) -> Finding | None:
+def _layers_near_zero(results: Results) -> Fact | None:
     """Layers whose experts' outputs are near zero; none is found where there are none."""
     frame = results.table("contribution")
     if frame is None or frame["layer"].nunique() < 3:
@@ -35,10 +35,10 @@ def _layers_near_zero(results: Results) -> Finding | None:
         f"{number(medians.median())}. Output shares at such a layer are shares of an output near zero."
     )
     title = f"Output norm near zero at layer{'s' if len(small) > 1 else ''} {layers}"
-    return Finding("contribution", title, text, "shown")
+    return Fact("contribution", title, text)
 
 
-def _largest_share(results: Results) -> Finding | None:
+def _largest_share(results: Results) -> Fact | None:
     frame = results.table("contribution_top")
     if frame is None or not frame["output_share"].notna().any():
         return None
@@ -60,14 +60,13 @@ def _largest_share(results: Results) -> Finding | None:
     if len(frame) > 1:
         text += f" at layer {fewest['layer']} and {most['num_experts_for_half']} at layer {most['layer']}"
     text += f"; with even shares, from {math.ceil(num_experts / 2)}."
-    title = f"Expert {best['expert']} of layer {best['layer']} has the largest share of its layer's output"
-    verdict: Verdict = "not testable" if math.isnan(best["output_share_ci_low"]) else "shown"
-    if best["output_share_ci_low"] <= 1 / num_experts:
-        title, verdict = "The largest output share does not exceed an even share (95 % CI)", "not shown"
-    return Finding("contribution", title, text, verdict)
+    title = (
+        f"Expert {best['expert']} of layer {best['layer']} has {percent(best['output_share'])} of its layer's output"
+    )
+    return Fact("contribution", title, text)
 
 
-def _silent(results: Results) -> Finding | None:
+def _silent(results: Results) -> Fact | None:
     """Experts that tokens select and that give nothing; none is found where there are none."""
     frame, every = results.table("contribution_silent"), results.table("contribution")
     if frame is None or every is None or frame.empty:
@@ -83,7 +82,9 @@ def _silent(results: Results) -> Finding | None:
         f"sense of dead, never selected: {count_of(unused, 'expert')} of {len(every):,}."
     )
     title = f"{len(frame):,} of {len(every):,} experts {'is' if len(frame) == 1 else 'are'} selected and silent"
-    return Finding("contribution", title, text, "shown")
+    return Fact("contribution", title, text)
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_layers_near_zero, _largest_share, _silent]
+FINDINGS: list[Callable[[Results], Finding | None]] = []
+
+FACTS: list[Callable[[Results], Fact | None]] = [_layers_near_zero, _largest_share, _silent]

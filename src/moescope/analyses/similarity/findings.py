@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, KeyNumber, count_of, interval_of, names_of, row
+from moescope.analyses.finding import Claim, Finding, KeyNumber, count_of, interval_of, names_of, row
+from moescope.measures.constants import COVERAGE
+from moescope.measures.multiple import any_of
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -19,13 +21,11 @@ MEASURES = {
     "cosine": ("cosine", "centered_cosine", "Centered cosine (each expert's mean output subtracted)", "mean outputs"),
 }
 """Measure -> its name, the measure that guards it against a confounder, that one's name, the confounder."""
-LEVEL = 0.05
-"""P-values up to here, corrected for the number of layers, are taken as shown."""
 SAME_OUTPUT = 1 - 1e-4
 """Mean cosine from which two experts' outputs are the same up to a factor and rounding."""
 
 
-def _similarity(results: Results) -> Finding | None:
+def _similarity(results: Results) -> Claim | Finding | None:
     every = results.table("similarity")
     if every is None or every.empty:
         return None
@@ -66,20 +66,21 @@ def _similarity(results: Results) -> Finding | None:
         f" n: {count_of(best['num_samples'], 'token')} of {count_of(best['num_documents'], 'document')} for every "
         "expert."
     )
-    # Any of the layers may be the one with the largest excess: smallest p-value of as many comparisons as layers.
-    p_value = min(1.0, len(frame) * float(frame["median_excess_p_value"].min()))
-    if math.isnan(best["median_excess_ci_low"]) or math.isnan(p_value):
-        title = "Whether experts' outputs are more similar than with random weights has no interval"
-        return Finding("similarity", title, text, "not testable")
-    above = int((frame["median_excess_p_value"] * len(frame) <= LEVEL).sum())
-    if p_value > LEVEL:
-        title = "Experts' outputs are not shown to be more similar than those of experts with random weights"
-        return Finding("similarity", title, text, "not shown")
+    above = int((frame["median_excess_p_value"] * len(frame) <= 1 - COVERAGE).sum())
     where = f"at layer {best['layer']}" if len(frame) == 1 else f"at {above} of {len(frame)} layers"
-    title = f"Experts' outputs are more similar than those of experts with random weights {where}"
-    if not guarded.empty and not (guarded["median_excess_p_value"] * len(guarded) <= LEVEL).any():
-        return Finding("similarity", f"{title}, but not shown to be beyond {confounder}", text, "not shown")
-    return Finding("similarity", title, text, "shown")
+    title = "more similar than those of experts with random weights"
+    # The largest of as many differences as layers. Beyond the confounder too, or it is not what is claimed.
+    p_value = any_of(frame["median_excess_p_value"].tolist())
+    beyond = any_of(guarded["median_excess_p_value"].tolist()) if not guarded.empty else 0.0
+    explained = p_value <= 1 - COVERAGE < beyond
+    return Claim(
+        "similarity",
+        shown=f"Experts' outputs are {title} {where}, beyond {confounder}",
+        not_shown=f"Experts' outputs are not shown to be {title}{f' beyond {confounder}' if explained else ''}",
+        text=text,
+        p_value=max(p_value, beyond),
+        not_testable=f"Whether experts' outputs are {title} is not testable",
+    )
 
 
 def _guarded(guarded: pd.DataFrame, name: str, layer: int) -> str:
@@ -115,7 +116,7 @@ def _most_similar(results: Results, measure: str) -> str:
     return text
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_similarity]
+FINDINGS: list[Callable[[Results], Claim | Finding | None]] = [_similarity]
 
 KEY_NUMBERS = [
     KeyNumber(
