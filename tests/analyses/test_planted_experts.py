@@ -56,7 +56,7 @@ def planted(folder: Path) -> MoEModel:
 
 def capture(model: MoEModel, folder: Path) -> Run:
     corpus = small_corpus(folder)
-    return moescope.capture(model, corpus, ["usage", "contribution", "weights", Similarity()], num_tokens=1500)
+    return moescope.capture(model, corpus, ["contribution", "weights", Similarity()], num_tokens=1500)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from moescope.analyses.finding import facts, find
+from moescope.analyses.finding import find
 from tests.report.folders import results
 from tests.report.tables import NAN
 
@@ -52,22 +52,3 @@ def test_the_largest_share_as_measured_on_the_evaluation_half():
     assert finding.verdict == "not shown" and "does not exceed" in finding.title
     unknown = leaders(output_share_ci_low=[NAN, NAN], output_share_ci_high=[NAN, NAN])
     assert find(results({"contribution_top": unknown}))[0].verdict == "not testable"
-
-
-def test_silent_experts_are_not_those_never_selected():
-    silent = pd.DataFrame(
-        {
-            "layer": [1, 7],
-            "expert": [2, 0],
-            "num_tokens": [400, 400],
-            "num_selected": [10, 52],
-            "selection_frequency": [0.025, 0.13],
-            "output_norm_mean": [0.0, 1e-5],
-            "output_norm_median_of_layer": [1.5, 2.0],
-        }
-    )
-    every = contribution({1: [1.0] * 4, 7: [1.0] * 4}).assign(num_selected=[10, 0, 3, 4, 52, 0, 0, 1])
-    (finding,) = facts(results({"contribution": every, "contribution_silent": silent}))
-    assert finding.title == "2 of 8 experts are selected and silent"
-    assert finding.text.index("expert 0 of layer 7") < finding.text.index("expert 2 of layer 1")
-    assert "13.0 % of the tokens" in finding.text and "never selected: 3 experts of 8" in finding.text
