@@ -75,7 +75,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
     layers = table["layer"].values
     groups = [context.groups.get(name, "") for name in names]
     gaps = [column + 1 for column, (before, after) in enumerate(pairwise(groups)) if before != after]
-    reach, clipped = _reach(values_XD)
+    reach, clipped = _reach(values_XD, fewest=100)
     fig, ax = style.figure("page", style.height_for(len(rows), 0.135, 1.5))
     charts.heatmap(
         ax,
@@ -182,13 +182,13 @@ def _main(frame: pd.DataFrame) -> str:
     return str(frame["effect"].iloc[-1])
 
 
-def _reach(values: np.ndarray) -> tuple[float, str]:
-    """The end of a symmetric color scale, and a note on values beyond it."""
+def _reach(values: np.ndarray, fewest: int = 1000) -> tuple[float, str]:
+    """The end of a symmetric color scale, and a note on values beyond it; none are beyond it if there are but few."""
     sizes = np.abs(values[np.isfinite(values)])
     if not sizes.size or not sizes.max():
         return 1.0, ""
     reach = float(np.quantile(sizes, CLIP))
-    if sizes.size < 1000 or reach <= 0:
+    if sizes.size < fewest or reach <= 0:
         reach = float(sizes.max())
     beyond = int((sizes > reach).sum())
     return reach, f"; {beyond} beyond the scale's ends" if beyond else ""

@@ -27,13 +27,14 @@ def _largest_effect(results: Results) -> Claim | None:
     frame = frame[(frame["rank"] == 0) & frame["delta_loss_measured"].notna()]
     if frame.empty:
         return None
-    # Domain and expert by the selection half alone; those without an interval there come last.
-    best = row(frame, in_order_of_selection(frame).index[0])
+    # Domain and expert by the selection half alone, among domains with enough documents on the other for a test.
+    testable = frame[frame["p_value"].notna()]
+    best = row(frame, in_order_of_selection(frame if testable.empty else testable).index[0])
     expert = f"expert {best['expert']} of layer {best['layer']}"
     estimated = best["method"] == "gradient"
     measured = interval_of(best["delta_loss_measured_ci_low"], best["delta_loss_measured_ci_high"])
     text = (
-        f"Measured on held-out documents (evaluation half): ablating it changes the loss on {best['domain']} by "
+        f"Measured on held-out documents (evaluation half): ablating {expert} changes the loss on {best['domain']} by "
         f"{number(best['delta_loss_measured'])} nats per token ({measured}; the loss is {number(best['loss'])}; n: "
         f"{count_of(best['num_tokens'], 'token')} of {count_of(best['num_documents'], 'document')}). Estimated by "
         f"gradient on the same documents: {number(best['delta_loss_estimate'])} "
