@@ -256,7 +256,7 @@ def weights_part(weights: xr.Dataset) -> xr.Dataset:
 
 def effect_part(atlas: xr.Dataset, measured: xr.Dataset) -> xr.Dataset:
     """What ablating each expert does to the loss, over all domains and for each; measured of those with a page."""
-    variables: dict[str, Any] = dict(measured.data_vars)
+    variables: dict[str, Any] = {str(name): values for name, values in measured.data_vars.items()}
     held_out = atlas["evaluation_half_delta_loss"]
     variables["effect_held_out"] = (PAIR, held_out.values[:, 0], dict(held_out.attrs))
     for end in ("", "_ci_low", "_ci_high"):
