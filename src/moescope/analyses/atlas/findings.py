@@ -157,7 +157,7 @@ def _listed(routing: pd.DataFrame, where: str) -> str:
 
 
 def _lead(routing: pd.DataFrame) -> str:
-    """The best predictor, and its lead over the one that it is least sure to exceed."""
+    """The best predictor, and its lead over the one with the lowest lower end of that lead."""
     best = routing["rank_correlation"].abs().idxmax()
     text = f"{best} {_correlation(routing.loc[best])}"
     leads = routing.drop(best)
