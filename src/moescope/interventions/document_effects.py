@@ -147,7 +147,7 @@ def measure_ablations(
     if within_GP is None:
         within_GP = np.ones((len(documents), len(ablations)), dtype=bool)
     index_of = {document.document_hash: index for index, document in enumerate(documents)}
-    used = [document for document, is_used in zip(documents, within_GP.any(axis=1).tolist(), strict=True) if is_used]
+    used = [documents[index] for index in np.flatnonzero(within_GP.any(axis=1)).tolist()]
     effects_GP = np.zeros((len(documents), len(ablations)))
     for batch in batches_of(used, model, batch_tokens):
         rows_B = [index_of[int(document)] for document in batch.tokens.document_hashes_B]
