@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.context import Context
-from moescope.errors import MoescopeWarning, UsageError
+from moescope.errors import UsageError, noted
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -94,22 +92,6 @@ def answer(
             except Exception as error:
                 answers.failed[step.analysis] = error
     return answers
-
-
-@contextmanager
-def noted(notes: list[str]) -> Iterator[None]:
-    """Notes what is warned of inside, and warns of it all the same."""
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, MoescopeWarning):
-                notes.append(str(message))
-            show(message, category, *where, **more)
-
-        warnings.simplefilter("always", MoescopeWarning)
-        warnings.showwarning = record
-        yield
 
 
 def chosen_analyses(

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
+from moescope.arguments import check_types
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import AnalysisFailed, UsageError
+from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
 from moescope.one_pass import feed
 from moescope.results import Made, Manifest, Outcome, Results
 from moescope.results.manifest import make_manifest
 from moescope.results.phases import ALL_PHASES, by_phase
-from moescope.run.answering import answer, chosen_analyses, noted, statistics_of, steps_of
+from moescope.run.answering import answer, chosen_analyses, statistics_of, steps_of
 from moescope.run.replaying import replay
+from moescope.statistics.provenance import Provenance
 from moescope.statistics.usage import ExpertUsage
 from moescope.traces.reading import Trace
 from moescope.traces.sampling import TraceSample
@@ -182,6 +184,10 @@ def capture(
     """
     started = time.perf_counter()
     trace = model if isinstance(model, Trace) else None
+    numbers = {"num_tokens": num_tokens, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "seed": seed}
+    check_types(model, corpus, analyses, skip, predictions, traced=trace is not None, **numbers)
+    if not isinstance(model, Trace):
+        model.refresh()
     chosen = model.check_layers(layers)
     context = _context(model, corpus, chosen, num_tokens, seed, predictions, whole=layers is None)
     notes: list[str] = []
@@ -216,6 +222,12 @@ def capture(
                 batch_tokens=batch_tokens,
             )
             feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
+            if model.info != context.model:
+                raise ModelError(
+                    f"{model.name} was changed while its routing was read",
+                    expected="one model throughout a run",
+                    remedy="change routers, weights and interventions before or after, not from another thread",
+                )
             options |= {
                 "num_tokens": context.num_tokens,
                 "sequence_length": sequence_length,
@@ -223,6 +235,9 @@ def capture(
                 "predictions": context.predictions,
             }
         pass_seconds = time.perf_counter() - pass_started
+        provenance = Provenance.of(context.model.identity, sampler.identity)
+        for statistic in (each for of_phase in statistics_by.values() for each in of_phase.values()):
+            statistic.provenance = provenance
         context = replace(context, num_tokens=int(sampler.num_tokens_D.sum()))
     options |= {name: analysis.options for name, analysis in asked.items() if analysis.options}
     if command_line is not None:

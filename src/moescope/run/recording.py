@@ -15,6 +15,7 @@ from torch import Tensor
 from moescope.context import Context
 from moescope.corpora import Batch, Sampler
 from moescope.errors import UsageError, at_least
+from moescope.models.given import check_model
 from moescope.results import ResultsFolder
 from moescope.results.manifest import make_manifest
 from moescope.run.tracing import PRODUCER, texts_of, tokenizer_hash
@@ -75,7 +76,9 @@ def record_trace(
         EnvironmentFailure: The disk refuses.
     """
     started = time.perf_counter()
+    check_model(model)
     _check(model, predictions, generate, temperature)
+    model.refresh()
     chosen = model.check_layers(layers)
     longest = model.max_positions
     if generate and longest is not None:
@@ -99,6 +102,7 @@ def record_trace(
         "predictions": bool(predictions),
         "generate": generate,
         "temperature": temperature,
+        "window": sampler.window,
     }
     with folder:
         notes: list[str] = []
@@ -315,6 +319,8 @@ def _facts(
         model_width=info.model_width,
         expert_width=info.expert_width,
         vocab_size=info.vocab_size,
+        interventions=[dict(change) for change in info.interventions],
+        changes=list(info.changes),
         tokenizer_hash=tokenizer_hash(model.tokenizer),
         corpus=corpus.name,
         corpus_fingerprint=corpus.fingerprint,

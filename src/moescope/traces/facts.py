@@ -51,6 +51,7 @@ class TraceFacts(BaseModel):
         layers: MoE layers recorded, decoder block indices, ascending.
         num_experts: E. `num_experts_per_token`: K. `num_shared_experts`: experts that every token goes through.
         model_width: M. `expert_width`: F. `vocab_size`: V.
+        interventions: Changes in force on the model while it ran. `changes`: what was changed on it after loading.
         tokenizer_hash: Hash of the tokenizer's vocabulary.
         corpus: Name of the corpus; `corpus_fingerprint` its hash.
         sample_hash: Hash of the tokens recorded: documents, positions and token ids.
@@ -84,6 +85,8 @@ class TraceFacts(BaseModel):
     model_width: int = Field(default=0, ge=0)
     expert_width: int = Field(default=0, ge=0)
     vocab_size: int = Field(default=0, ge=0, le=2**31)
+    interventions: list[dict[str, Any]] = []
+    changes: list[str] = []
     tokenizer_hash: str | None = None
     corpus: str
     corpus_fingerprint: str = ""

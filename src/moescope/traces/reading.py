@@ -91,6 +91,8 @@ class Trace:
             selects_by=facts.selects_by,
             complete=False,
             tokenizer=self._token_texts(),
+            interventions=tuple(facts.interventions),
+            changes=tuple(facts.changes),
         )
 
     @property

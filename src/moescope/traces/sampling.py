@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from moescope.errors import UsageError
@@ -30,6 +32,7 @@ class TraceSample:
     """
 
     def __init__(self, trace: Trace, num_tokens: int | None, seed: int) -> None:
+        self._trace, self._seed = trace, seed
         self.num_tokens_D, self.num_documents_D = trace.num_counted_D, trace.num_documents_D
         self.window = trace.facts.sampling.get("window")
         self.warnings: list[str] = []
@@ -54,6 +57,17 @@ class TraceSample:
                 remedy="leave it out: all tokens are counted",
             )
         self.wanted = self._drawn(trace, num_tokens, seed)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this sample from others, as plain values: of a recording of ours, what the model's run has."""
+        facts = self._trace.facts
+        sampling = {"num_tokens": facts.sampling.get("num_tokens"), "window": self.window}
+        if self.wanted is None and None not in sampling.values() and len(facts.phases) == 1:
+            corpus = [facts.corpus, facts.corpus_fingerprint, *(domain.name for domain in facts.domains)]
+            return {"corpus": corpus, "seed": facts.seed, **sampling}
+        drawn = None if self.wanted is None else sum(self.wanted.values())
+        return {"trace": facts.sample_hash or facts.corpus, "num_tokens": drawn, "seed": self._seed}
 
     def _drawn(self, trace: Trace, num_tokens: int, seed: int) -> dict[int, int]:
         documents = trace.documents()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.usage import table as rows
@@ -40,6 +40,7 @@ class Usage(Analysis):
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """The counts with their replicates, and whole documents with the experts their tokens selected."""
         model = context.model
+        without_documents: dict[str, Any] = {} if context.knows("document_id") else {"num_null": 0}
         return {
             **routed_tokens(context),
             "usage": ExpertUsage(
@@ -49,7 +50,7 @@ class Usage(Analysis):
                 domains=list(context.domains),
                 device=model.device,
                 seed=context.seed,
-                **({} if context.knows("document_id") else {"num_bootstrap": 0, "num_null": 0}),
+                **without_documents,
             ),
         }
 
