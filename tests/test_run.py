@@ -281,7 +281,7 @@ def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch
 
 
 def test_figures_are_drawn_where_there_can_be_no_other_processes(tmp_path, monkeypatch):
-    def refused(max_workers):
+    def refused(max_workers, **_):
         raise OSError(errno.ENOSYS, "no semaphores")
 
     monkeypatch.setattr(loky, "cpu_count", lambda: 2)

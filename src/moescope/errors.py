@@ -7,6 +7,8 @@ network, memory (exit code 1). `MoescopeWarning` is for what can be survived and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -68,6 +70,23 @@ class AnalysisFailed(MoescopeError):
         self.run = run
         self.exit_code = error.exit_code if isinstance(error, MoescopeError) else 1
         super().__init__(f"{name} failed: {getattr(error, 'found', None) or f'{type(error).__name__}: {error}'}")
+
+
+class IncompleteResults(MoescopeError):
+    """Something of a finished run could not be made; the rest is in its results folder. Exit code 1.
+
+    Args:
+        path: The folder.
+        failures: What could not be made, and why.
+    """
+
+    def __init__(self, path: Path, failures: Sequence[str]) -> None:
+        self.path = path
+        self.failures = list(failures)
+        super().__init__(
+            f"could not be made: {'; '.join(failures)}",
+            remedy=f"everything else is in {path}, whose failures.txt has the details",
+        )
 
 
 def at_least(minimum: float, **given: float | None) -> None:

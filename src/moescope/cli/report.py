@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,7 @@ def report(
     """
     options = options or CaptureOptions()
     if existing is not None:
+        existing = Path(os.path.expanduser(existing))
         if options.out is not None:
             raise UsageError(
                 "--from was given with --out", remedy="leave --out out: the page goes into the --from folder"

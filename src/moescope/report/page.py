@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from dataclasses import dataclass
 from importlib import resources
@@ -61,8 +62,9 @@ def write(folder: str | Path) -> Path:
     Raises:
         ResultsError: It is no results folder.
     """
+    folder = Path(os.path.expanduser(folder))
     page = render(folder)
-    target, partial = Path(folder) / PAGE, Path(folder) / f".{PAGE}.partial"
+    target, partial = folder / PAGE, folder / f".{PAGE}.partial"
     partial.write_text(page, encoding="utf-8")
     partial.replace(target)
     return target
@@ -140,7 +142,7 @@ def reproduction(results: Results) -> dict[str, Any]:
     return {
         "command": command_line(results),
         "facts": [(name, value) for name, value in facts if name != "Command line"],
-        "notes": manifest.notes,
+        "notes": [*manifest.failures, *manifest.notes],
         "domains": _domains(results),
     }
 
@@ -170,7 +172,7 @@ def _said(value: Any) -> str:
 def _domains(results: Results) -> TableView:
     rows = [
         [
-            Cell(domain.name, domain.name),
+            Cell(domain.label or domain.name, domain.label or domain.name),
             Cell(domain.group or "", domain.group or ""),
             Cell(f"{domain.num_tokens:,}", str(domain.num_tokens)),
             Cell(f"{domain.num_documents:,}", str(domain.num_documents)),

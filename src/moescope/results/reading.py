@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ class Results:
         Raises:
             ResultsError: It is no results folder, or one of another version.
         """
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         file = path / MANIFEST
         if not file.is_file():
             raise ResultsError(

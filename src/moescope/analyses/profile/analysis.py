@@ -24,6 +24,7 @@ from moescope.analyses.vocabulary.analysis import MOST_BYTES, token_usage
 from moescope.analyses.weights.analysis import Weights
 from moescope.context import Context
 from moescope.errors import UsageError
+from moescope.results.spreadsheets import to_csv
 from moescope.statistics.margins import SelectionMargins
 from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.samples.tokens import TokenSample
@@ -167,7 +168,7 @@ class Profile(ProfileOptions, Analysis):
             lines.append(line)
             offset += size
         yield LINES, "".join(lines)
-        yield INDEX, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+        yield INDEX, to_csv(pd.DataFrame(rows)) or ""
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """A page about each expert asked for; or accuracy of all labels, and pages about the best labeled experts."""
