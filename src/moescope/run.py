@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.finding import Finding, as_records, find
+from moescope.analyses.sizes import check_memory
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, MoescopeWarning, UsageError
@@ -163,6 +164,7 @@ def capture(
 
     Raises:
         UsageError: An analysis, layer or number that does not exist or makes no sense, each with a remedy.
+        EnvironmentFailure: The counts and samples do not fit into memory; nothing was read.
         AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
@@ -186,6 +188,8 @@ def capture(
     notes: list[str] = []
     with _noted(notes):
         asked = _asked(analyses, skip, context, notes)
+        if context.domains:
+            check_memory(asked.values(), context)
         steps, by = _steps(asked.values(), context)
         statistics = _statistics(steps, context)
     sampler = None

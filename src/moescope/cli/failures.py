@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError
 
-from moescope.cli.terminal import as_flags, print_error, use_flags
+from moescope.cli.terminal import as_flags, print_error, print_traceback, use_flags
 from moescope.errors import EnvironmentFailure, MoescopeError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def launch(app: App, arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # A scheduler's polite end is an end like Ctrl-C: the results folder of an unfinished pass is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.excepthook = print_traceback
     if not {"--help", "-h", "--version"} & set(words):
         use_flags(_flags(app, words))
     try:

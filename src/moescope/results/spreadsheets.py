@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pandas as pd
@@ -27,8 +29,15 @@ def unguarded(value: Any) -> Any:
 
 def to_csv(frame: pd.DataFrame, path: Path | None = None) -> str | None:
     """Writes a table as CSV, or returns it where no path is given; numbers are untouched, and so is the table."""
+    # Python's writer leaves a carriage return unquoted, and readers take it for the end of a line.
+    returns = any("\r" in text for texts in _texts(frame).values() for text in texts)
     return _each_text(frame, guarded).to_csv(
-        path, index=False, lineterminator="\n", encoding="utf-8", errors="backslashreplace"
+        path,
+        index=False,
+        lineterminator="\n",
+        encoding="utf-8",
+        errors="backslashreplace",
+        quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
     )
 
 
@@ -42,16 +51,23 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     return _each_text(pd.read_csv(path, keep_default_na=False, na_values=[""]), unguarded)
 
 
-def _each_text(frame: pd.DataFrame, change: Any) -> pd.DataFrame:
-    """The table with its texts changed; each different text is looked at once."""
+def _texts(frame: pd.DataFrame) -> dict[Any, set[str]]:
+    """The different texts of each column that has some."""
     from pandas.api.types import is_numeric_dtype
 
-    changed: dict[Any, Any] = {}
-    for position, name in enumerate(frame.columns):
-        column = frame.iloc[:, position]
-        if is_numeric_dtype(column):
-            continue
-        texts = {text for text in column.unique() if isinstance(text, str) and change(text) != text}
-        if texts:
-            changed[name] = [change(value) if value in texts else value for value in column.astype(object)]
+    columns = {name: frame.iloc[:, position] for position, name in enumerate(frame.columns)}
+    return {
+        name: texts
+        for name, column in columns.items()
+        if not is_numeric_dtype(column) and (texts := {text for text in column.unique() if isinstance(text, str)})
+    }
+
+
+def _each_text(frame: pd.DataFrame, change: Callable[[Any], Any]) -> pd.DataFrame:
+    """The table with its texts changed; each different text is looked at once."""
+    changed = {
+        name: [change(value) for value in frame[name].astype(object)]
+        for name, texts in _texts(frame).items()
+        if any(change(text) != text for text in texts)
+    }
     return frame.assign(**changed) if changed else frame

@@ -20,7 +20,7 @@ from moescope.analyses.profile.options import ProfileOptions
 from moescope.analyses.profile.records import ProfileMaker
 from moescope.analyses.similarity.analysis import Similarity
 from moescope.analyses.usage.analysis import Usage
-from moescope.analyses.vocabulary.analysis import MOST_BYTES, token_usage
+from moescope.analyses.vocabulary.analysis import token_usage
 from moescope.analyses.weights.analysis import Weights
 from moescope.context import Context
 from moescope.errors import UsageError
@@ -98,12 +98,8 @@ class Profile(ProfileOptions, Analysis):
         return statistics
 
     def _readings(self, context: Context) -> list[Reading]:
-        """Readings of token types that there is memory for."""
-        each = 4 * len(context.layers) * context.model.vocab_size * context.model.num_experts
-        wanted = [reading for reading in get_args(Reading) if reading != "predicted" or context.predictions]
-        # What is known of a token before it is read matters least.
-        kept = sorted(wanted, key=["input", "predicted", "next"].index)[: max(1, MOST_BYTES // each)]
-        return cast("list[Reading]", kept)
+        """Readings of token types that this run has."""
+        return [reading for reading in get_args(Reading) if reading != "predicted" or context.predictions]
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
         """By `layer, expert` (and `domain`, `reading`, `context`, `window`, ...): all that profiles hold."""

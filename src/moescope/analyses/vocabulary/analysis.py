@@ -12,6 +12,7 @@ from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.analyses.vocabulary.table import MIN_COUNT, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
 from moescope.errors import MoescopeWarning
+from moescope.results.text import percent
 from moescope.statistics.tokens import Reading, TokenUsage
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.statistics.base import Statistic
-
-MOST_BYTES = 8 * 2**30
-"""Counts of layers x vocabulary x experts beyond this are left out, the last readings first."""
 
 
 def token_usage(context: Context, reading: Reading = "input", *, top1: bool = False) -> dict[str, Statistic]:
@@ -40,6 +38,17 @@ def token_usage(context: Context, reading: Reading = "input", *, top1: bool = Fa
     return {f"tokens_{reading}_top1" if top1 else f"tokens_{reading}": statistic}
 
 
+def warn_of_pooled(usage: TokenUsage) -> None:
+    """Says what part of the tokens is of types that are not counted singly, if there are any."""
+    if share := usage.pooled_share():
+        warnings.warn(
+            f"{READING_NAMES[usage.reading]}: {percent(share)} of the positions are of token types that are not "
+            "counted singly (those of the largest ids, whose counts do not fit): choose fewer `layers`",
+            MoescopeWarning,
+            stacklevel=2,
+        )
+
+
 class Vocabulary(Analysis):
     """Readings: the input token, the model's most probable next token, the true next token; top-K and top-1."""
 
@@ -52,33 +61,22 @@ class Vocabulary(Analysis):
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """One table of counts per reading and ranks; predicted tokens only where the whole depth runs."""
-        model = context.model
-        num_bytes = len(context.layers) * model.vocab_size * model.num_experts * 4
         wanted = [
             (reading, top1)
-            for top1 in ((False, True) if model.num_experts_per_token > 1 else (False,))
+            for top1 in ((False, True) if context.model.num_experts_per_token > 1 else (False,))
             for reading in get_args(Reading)
             if reading != "predicted" or context.predictions
         ]
-        num_counted = max(1, MOST_BYTES // num_bytes)
-        left_out = [f"{READING_NAMES[r]}, {'top-1' if top1 else 'top-K'}" for r, top1 in wanted[num_counted:]]
-        if left_out:
-            warnings.warn(
-                f"{len(left_out)} of {len(wanted)} vocabulary readings are left out ({'; '.join(left_out)}): each "
-                f"takes {num_bytes / 2**30:.1f} GiB for {len(context.layers)} layers; choose fewer `layers`",
-                MoescopeWarning,
-                stacklevel=2,
-            )
         statistics: dict[str, Statistic] = {}
-        for reading, top1 in wanted[:num_counted]:
+        for reading, top1 in wanted:
             statistics |= token_usage(context, reading, top1=top1)
         return statistics
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer, reading, ranks`: specialization and its value under independent routing; top tokens of experts.
-
-        A reading that was left out has no tokens and no value.
-        """
+        """By `layer, reading, ranks`: specialization and its value under independent routing; top tokens of experts."""
+        for statistic in statistics.values():
+            if isinstance(statistic, TokenUsage):
+                warn_of_pooled(statistic)
         return table_of(statistics, context)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
