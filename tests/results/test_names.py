@@ -25,7 +25,7 @@ def test_names_are_unique_without_regard_to_case_and_short(texts: list[str]) -> 
     assert made == [names(text) for text in texts]
     for name in made:
         assert len(name.encode()) <= MAX_BYTES
-        assert not set(name) & set("/\\\0:*?\"<>|\n") and name not in (".", "..")
+        assert not set(name) & set('/\\\0:*?"<>|\n') and name not in (".", "..")
 
 
 def test_names_that_differ_in_case_alone() -> None:

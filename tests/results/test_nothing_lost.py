@@ -75,7 +75,7 @@ def test_domains_of_any_name_in_every_question(model: MoEModel, corpus, tmp_path
     }
     text = page.write(folder).read_text(encoding="utf-8")
     assert "<b>bold</b>" not in text and "&lt;b&gt;bold" in text
-    assert Page(text).first("h1")
+    assert Page(text).headings
 
 
 class Broken(Entropy):
@@ -173,7 +173,7 @@ def test_a_run_that_does_not_fit_is_refused_before_the_pass(model: MoEModel, cor
 
     monkeypatch.setattr(sizes, "available_bytes", lambda device: 10**5)
     read: list[int] = []
-    with pytest.raises(EnvironmentFailure, match=r"take .* of memory \(usage .*\) for 4 layers.* 100 kB are free") as no:
+    with pytest.raises(EnvironmentFailure, match=r"take .* \(usage .*\) for 4 layers.* 100 kB are free") as no:
         moescope.capture(model, corpus, ["entropy", "usage"], 400, progress=read.append)
     assert "`layers`" in str(no.value) and not read
 

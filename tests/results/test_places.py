@@ -46,7 +46,7 @@ def test_replacing_leaves_one_folder_with_the_new_content(exchange, tmp_path, mo
 def test_linux_exchanges_in_one_step(tmp_path, monkeypatch):
     write(tmp_path / "out", "old")
     renamed = []
-    monkeypatch.setattr(places.os, "rename", lambda *paths: renamed.append(paths))
+    monkeypatch.setattr(places.Path, "rename", lambda *paths: renamed.append(paths))
     write(tmp_path / "out", "new", force=True)
     assert not renamed
     assert (tmp_path / "out" / "who").read_text() == "new"
@@ -56,7 +56,7 @@ def test_where_the_new_folder_cannot_be_moved_the_old_one_is_back(tmp_path, monk
     """As on a disk that fails between the two renames: the old results stay, and the new ones lie beside."""
     write(tmp_path / "out", "old")
     monkeypatch.setattr(places, "_exchanged", lambda first, second: False)
-    rename, times = os.rename, []
+    rename, times = Path.rename, []
 
     def failing(first, second):
         times.append(first)
@@ -64,7 +64,7 @@ def test_where_the_new_folder_cannot_be_moved_the_old_one_is_back(tmp_path, monk
             raise OSError("no")
         rename(first, second)
 
-    monkeypatch.setattr(places.os, "rename", failing)
+    monkeypatch.setattr(places.Path, "rename", failing)
     folder = write(tmp_path / "out", "new", force=True)
     assert folder.path == tmp_path / "out-2"
     assert (tmp_path / "out" / "who").read_text() == "old"
@@ -103,9 +103,10 @@ def test_paths_survive_a_change_of_directory_and_know_home(tmp_path, monkeypatch
 
 
 def test_an_error_after_the_manifest_keeps_what_was_written(tmp_path):
-    with pytest.raises(IncompleteResults, match=r"results: ZeroDivisionError: odd") as error, ResultsFolder(
-        tmp_path / "out"
-    ) as folder:
+    with (
+        pytest.raises(IncompleteResults, match=r"results: ZeroDivisionError: odd") as error,
+        ResultsFolder(tmp_path / "out") as folder,
+    ):
         folder.write_manifest(manifest())
         folder.write_text("who", "me")
         raise ZeroDivisionError("odd")

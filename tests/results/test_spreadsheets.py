@@ -31,7 +31,7 @@ def test_texts_are_guarded_and_numbers_untouched(tmp_path: Path) -> None:
 
 
 def test_numbers_among_texts_are_numbers() -> None:
-    assert to_csv(pd.DataFrame({"mixed": [-1.5, "-1.5", None, "x"]})) == "mixed\n-1.5\n'-1.5\n\"\"\nx\n"
+    assert to_csv(pd.DataFrame({"mixed": [-1.5, "-1.5", None, "x"]})) == 'mixed\n-1.5\n\'-1.5\n""\nx\n'
 
 
 @given(st.text())

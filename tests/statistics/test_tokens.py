@@ -339,7 +339,9 @@ def test_cells_are_the_same_bits_however_the_counts_are_divided(seed: int, max_c
     def made(part: np.ndarray) -> TokenUsage:
         statistic = TokenUsage(**sizes)
         for some in np.array_split(part, draw.integers(1, 4)):
-            statistic._add(torch.as_tensor((some[:, 0] * 30 + some[:, 2]) * 4 + some[:, 1]), torch.as_tensor(some[:, 3]))
+            statistic._add(
+                torch.as_tensor((some[:, 0] * 30 + some[:, 2]) * 4 + some[:, 1]), torch.as_tensor(some[:, 3])
+            )
         return statistic
 
     whole = made(rows)

@@ -25,12 +25,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 def state_bytes(analyses: Iterable[Analysis], context: Context) -> dict[str, dict[str, int]]:
     """Bytes of each accumulator of each question, by the keys under which questions share them.
 
-    What a question takes of others that it needs is among its own. Nothing is allocated.
+    What a question takes of others that it needs is among its own. Nothing is allocated. On a CPU they are the bytes
+    that the tokens of the run can fill.
     """
+    num_tokens = context.num_tokens if context.model.device == "cpu" else None
     sized = replace(context, model=replace(context.model, device="meta"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MoescopeWarning)
-        return {analysis.name: _bytes_of(analysis, sized) for analysis in analyses}
+        return {analysis.name: _bytes_of(analysis, sized, num_tokens) for analysis in analyses}
 
 
 def total_bytes(sizes: Mapping[str, Mapping[str, int]]) -> int:
@@ -79,10 +81,11 @@ def available_bytes(device: str) -> int:
     return int(min(free))
 
 
-def _bytes_of(analysis: Analysis, context: Context) -> dict[str, int]:
+def _bytes_of(analysis: Analysis, context: Context, num_tokens: int | None) -> dict[str, int]:
     sizes: dict[str, int] = {}
     with suppress(UsageError):
         for other in analysis.needs(context).values():
-            sizes |= _bytes_of(other, context)
-        sizes |= {key: statistic.nbytes() for key, statistic in analysis.statistics(context).items()}
+            sizes |= _bytes_of(other, context, num_tokens)
+        for key, statistic in analysis.statistics(context).items():
+            sizes[key] = statistic.nbytes() if num_tokens is None else statistic.resident_bytes(num_tokens)
     return sizes

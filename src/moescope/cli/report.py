@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +36,9 @@ def report(
     """
     options = options or CaptureOptions()
     if existing is not None:
-        existing = Path(os.path.expanduser(existing))
+        from moescope.results.places import expanded
+
+        existing = expanded(existing)
         if options.out is not None:
             raise UsageError(
                 "--from was given with --out", remedy="leave --out out: the page goes into the --from folder"

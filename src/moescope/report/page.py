@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +15,7 @@ from moescope.report.keynumbers import per_layer
 from moescope.report.sections import sections
 from moescope.report.specialists import specialists
 from moescope.report.views import Cell, TableView
+from moescope.results.places import expanded
 from moescope.results.reading import Results
 from moescope.results.text import number
 
@@ -62,7 +62,7 @@ def write(folder: str | Path) -> Path:
     Raises:
         ResultsError: It is no results folder.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = expanded(folder)
     page = render(folder)
     target, partial = folder / PAGE, folder / f".{PAGE}.partial"
     partial.write_text(page, encoding="utf-8")

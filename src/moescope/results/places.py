@@ -32,7 +32,15 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 def absolute(path: str | Path) -> Path:
     """The path with `~` expanded, and independent of a later change of the working directory."""
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    return expanded(path).absolute()
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` expanded, where there is such a home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def free(path: Path) -> Path:
@@ -109,10 +117,10 @@ class Place:
             else:
                 if sys.platform == "win32" and self.path.is_dir():
                     self.path.rmdir()  # an empty folder; elsewhere it is replaced
-                os.rename(self.new, self.path)
+                self.new.rename(self.path)
         except OSError:  # another run was faster; or the place is a mount, which can't be renamed
             self.path = free(self.path)
-            os.rename(self.new, self.path)
+            self.new.rename(self.path)
         self._close()
         return self.path
 
@@ -121,11 +129,11 @@ class Place:
             return
         assert self._folder is not None
         # Should the process end between the two, the next run puts the new one in place.
-        os.rename(self.path, self._folder / OLD)
+        self.path.rename(self._folder / OLD)
         try:
-            os.rename(self.new, self.path)
+            self.new.rename(self.path)
         except OSError:
-            os.rename(self._folder / OLD, self.path)
+            (self._folder / OLD).rename(self.path)
             raise
 
     def _close(self) -> None:
@@ -158,7 +166,7 @@ def _remove_if_dead(folder: Path) -> None:
     if isinstance(name, str) and name and Path(name).name == name and (folder / OLD).is_dir():
         place = folder.parent / name
         if not os.path.lexists(place):
-            os.rename(folder / NEW, place)
+            (folder / NEW).rename(place)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from moescope.errors import ResultsError
 from moescope.results.manifest import MANIFEST, Manifest
+from moescope.results.places import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ class Results:
         Raises:
             ResultsError: It is no results folder, or one of another version.
         """
-        path = Path(os.path.expanduser(path))
+        path = expanded(path)
         file = path / MANIFEST
         if not file.is_file():
             raise ResultsError(

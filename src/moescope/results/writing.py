@@ -62,7 +62,8 @@ def _surroundings(path: Path) -> Iterator[None]:
 def _drawn(figures: Iterable[tuple[str, Figure]]) -> Iterator[tuple[str, dict[str, bytes] | Exception]]:
     """Figures as files; a few are drawn here, many by as many processes as there are processors, up to four.
 
-    In the place of one that can't be drawn comes the error. Where the system allows no processes, or ends one, its figures are drawn here after all.
+    In the place of one that can't be drawn comes the error. Where the system allows no processes, or ends one, its
+    figures are drawn here after all.
     """
     coming = iter(figures)
     first = list(islice(coming, FEW_FIGURES + 1))
@@ -92,7 +93,7 @@ def _pool(processes: int) -> loky.ProcessPoolExecutor | None:
 
 
 def _end_with(parent: int) -> None:
-    """Has this process end soon after its parent, however that ended: a pool's processes would wait for work forever."""
+    """Has this process end soon after its parent, however that ended: else it would wait for work forever."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -97,6 +97,10 @@ class Statistic(ABC, Generic[Record]):
         """Bytes the state takes."""
         return sum(tensor.nbytes for tensor in self.state.values())
 
+    def resident_bytes(self, num_tokens: int) -> int:
+        """Bytes of the state that so many tokens fill, where memory that was never written to takes none."""
+        return self.nbytes()
+
     def save(self, path: str | Path) -> None:
         """Writes state and parameters to a safetensors file; `moescope.statistics.storage` says how.
 

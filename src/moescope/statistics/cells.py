@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,10 +35,24 @@ def declared(num_layers: int, num_cells: int, vocab_size: int, num_experts: int)
     }
 
 
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; in a CPU's memory those that are never written to take none, which torch's own do."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, dtype=torch.empty(0, dtype=dtype).numpy().dtype))
+
+
 def num_cells(num_layers: int, num_bytes: int, vocab_size: int, num_experts: int) -> int:
     """Cells of each layer that so many bytes hold."""
     size = 8 if vocab_size * num_experts < 2**31 else 12
     return max(1, num_bytes // (max(num_layers, 1) * size))
+
+
+def resident_bytes(state: Mapping[str, Tensor], num_tokens: int, num_ranks: int) -> int:
+    """Bytes that are written to: a token makes `num_ranks` cells of each layer at most."""
+    num_layers, capacity = state[KEYS].shape
+    unused = num_layers * max(0, capacity - num_tokens * num_ranks)
+    return sum(tensor.nbytes - (name in (KEYS, COUNTS)) * unused * tensor.itemsize for name, tensor in state.items())
 
 
 def add(state: State, position: int, keys_N: Tensor, counts_N: Tensor, vocab_size: int) -> None:
@@ -54,8 +69,8 @@ def merge(state: State, other: Mapping[str, Tensor], vocab_size: int) -> None:
         size = int(other[NUM_CELLS][position])
         state[POOLED][position] += other[POOLED][position].to(state[POOLED])
         pooled = max(int(state[NUM_POOLED_IDS][position]), int(other[NUM_POOLED_IDS][position]))
-        state[NUM_POOLED_IDS][position] = pooled
-        keys, counts = (other[name][position, :size].to(state[name].device).long() for name in (KEYS, COUNTS))
+        _limit(state, position, vocab_size - pooled, vocab_size)
+        keys, counts = (other[name][position, :size].to(state[name].device) for name in (KEYS, COUNTS))
         _insert(state, position, keys, counts, vocab_size)
 
 
@@ -71,31 +86,47 @@ def seen(state: Mapping[str, Tensor], position: int) -> tuple[Tensor, Tensor]:
 
 
 def _insert(state: State, position: int, keys_U: Tensor, counts_U: Tensor, vocab_size: int) -> None:
-    """Adds to cells; `keys_U` ascend and differ. The limit only ever falls, so that a pooled type stays pooled."""
-    num_experts, capacity = state[POOLED].shape[1], state[KEYS].shape[1]
-    size = int(state[NUM_CELLS][position])
-    limit = vocab_size - int(state[NUM_POOLED_IDS][position])
-    old_keys, old_counts = state[KEYS][position, :size].long(), state[COUNTS][position, :size].long()
-    at_U = torch.searchsorted(old_keys, keys_U)
-    known_U = torch.zeros_like(keys_U, dtype=torch.bool)
+    """Adds to cells; `keys_U` ascend and differ."""
+    keys_C, counts_C = state[KEYS][position], state[COUNTS][position]
+    num_experts, size = state[POOLED].shape[1], int(state[NUM_CELLS][position])
+    keys_U, counts_U = keys_U.to(keys_C), counts_U.to(counts_C)
+    single = int(torch.searchsorted(keys_U, (vocab_size - int(state[NUM_POOLED_IDS][position])) * num_experts))
+    _pool(state, position, keys_U[single:], counts_U[single:])
+    keys_U, counts_U = keys_U[:single], counts_U[:single]
+    at_U = torch.searchsorted(keys_C[:size], keys_U)
+    known_U = torch.zeros_like(at_U, dtype=torch.bool)
     inside_U = at_U < size
-    known_U[inside_U] = old_keys[at_U[inside_U]] == keys_U[inside_U]
-    # An old cell moves up by the number of new ones before it, a new one by the number of old ones.
-    new_keys = keys_U[~known_U]
-    old_at = torch.arange(size, device=old_keys.device) + torch.searchsorted(new_keys, old_keys)
-    new_at = at_U[~known_U] + torch.arange(new_keys.shape[0], device=new_keys.device)
-    keys = old_keys.new_empty(size + new_keys.shape[0])
-    counts = torch.empty_like(keys)
-    keys[old_at], keys[new_at] = old_keys, new_keys
-    counts[old_at], counts[new_at] = old_counts, counts_U[~known_U]
-    counts[old_at[at_U[known_U]]] += counts_U[known_U]
-    if int(torch.searchsorted(keys, limit * num_experts)) > capacity:
-        limit = int(keys[capacity]) // num_experts
-    kept = int(torch.searchsorted(keys, limit * num_experts))
-    state[POOLED][position].index_add_(0, keys[kept:] % num_experts, counts[kept:].to(state[POOLED]))
-    for name, values in ((KEYS, keys), (COUNTS, counts)):
-        row = state[name][position]
-        row[:kept] = values[:kept].to(row)
-        row[kept:size] = 0
+    known_U[inside_U] = keys_C[at_U[inside_U]] == keys_U[inside_U]
+    counts_C.index_add_(0, at_U[known_U], counts_U[known_U])
+    new_U = ~known_U
+    # A new cell lies as far up as there are old ones before it, and new ones; the old ones fill the gaps in order.
+    new_at = at_U[new_U] + torch.arange(int(new_U.sum()), device=at_U.device)
+    is_old = torch.ones(size + new_at.shape[0], dtype=torch.bool, device=at_U.device)
+    is_old[new_at] = False
+    room, total = keys_C.shape[0], is_old.shape[0]
+    merged = []
+    for row_C, values_U in ((keys_C, keys_U), (counts_C, counts_U)):
+        merged.append(row_C.new_empty(total))
+        merged[-1][new_at] = values_U[new_U]
+        merged[-1][is_old] = row_C[:size]
+        row_C[:total] = merged[-1][:room]
+    state[NUM_CELLS][position] = min(total, room)
+    if total > room:  # with the first cell that does not fit goes all of its type
+        _pool(state, position, merged[0][room:], merged[1][room:])
+        _limit(state, position, int(merged[0][room]) // num_experts, vocab_size)
+
+
+def _limit(state: State, position: int, limit: int, vocab_size: int) -> None:
+    """Pools the types from an id on; the limit only ever falls, so that a pooled type stays pooled."""
+    keys_C, counts_C = state[KEYS][position], state[COUNTS][position]
+    size = int(state[NUM_CELLS][position])
+    kept = int(torch.searchsorted(keys_C[:size], limit * state[POOLED].shape[1]))
+    _pool(state, position, keys_C[kept:size], counts_C[kept:size])
+    keys_C[kept:size] = 0
+    counts_C[kept:size] = 0
     state[NUM_CELLS][position] = kept
     state[NUM_POOLED_IDS][position] = vocab_size - limit
+
+
+def _pool(state: State, position: int, keys_N: Tensor, counts_N: Tensor) -> None:
+    state[POOLED][position].index_add_(0, (keys_N % state[POOLED].shape[1]).long(), counts_N.to(state[POOLED]))

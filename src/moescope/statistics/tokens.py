@@ -38,10 +38,10 @@ class TokenUsage(Statistic[Routing]):
 
     Source: OLMoE Eq. 8 (arXiv 2409.02060); ours takes the maximum over experts for each token type and averages over
     types, as OLMoE's Table 8 does. State is one dense table, allocated up front: layers x vocabulary x experts x 4
-    bytes, whatever the number of tokens. Where that is more than 1 GiB, state is a list of the cells (type, expert) that
-    are not 0, of 1 GiB: as long as they fit, the counts are the same; beyond, the types of the largest ids are pooled
-    (see `moescope.statistics.cells`). Pooled types count in `N` and `N_e`, and are left out of averages over types, of
-    top tokens and of the vocabularies compared.
+    bytes, whatever the number of tokens. Where that is more than 1 GiB, it is a list of the cells (type, expert) that
+    are not 0, of 1 GiB. As long as they fit the counts are the same; beyond, the types of the largest ids are pooled
+    (see `moescope.statistics.cells`): they count in `N` and `N_e`, and are left out of averages over types, of top
+    tokens and of the vocabularies compared.
 
     Args:
         layers: MoE layers looked at.
@@ -102,7 +102,7 @@ class TokenUsage(Statistic[Routing]):
             self._declare("counts_LVE", (len(self.layers), vocab_size, num_experts), torch.int32)
         else:
             for name, (shape, dtype) in cells.declared(len(self.layers), max_cells, vocab_size, num_experts).items():
-                self._declare(name, shape, dtype)
+                self.state[name] = cells.zeros(shape, dtype, self.device)
 
     @classmethod
     def from_counts(
@@ -261,9 +261,7 @@ class TokenUsage(Statistic[Routing]):
                 ),
                 "num_types_seen": variable("layer", num_seen_L, "token types", "token types seen and counted singly"),
                 "num_tokens": variable("layer", num_tokens_L, "tokens", "positions counted"),
-                "num_tokens_pooled": variable(
-                    "layer", num_pooled_L, "tokens", "positions of types that are not counted singly"
-                ),
+                "num_tokens_pooled": variable("layer", num_pooled_L, "tokens", "of these, of types not counted singly"),
             },
             coords={"layer": self.layers},
             attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
@@ -368,6 +366,10 @@ class TokenUsage(Statistic[Routing]):
             },
         )
 
+    def resident_bytes(self, num_tokens: int) -> int:
+        """Of a list of cells, as many as the tokens can make."""
+        return self.nbytes() if self.is_dense else cells.resident_bytes(self.state, num_tokens, self.num_ranks)
+
     def pooled_share(self) -> float:
         """Share of the positions, over all layers, whose types are not counted singly."""
         if self.is_dense:
@@ -383,16 +385,15 @@ class TokenUsage(Statistic[Routing]):
         return loads_E / (totals_U.sum() + pooled_E.sum() / self.num_ranks)
 
     def _seen(self, position: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
-        """Types counted singly in a layer: ids, counts by expert, occurrences `N_x = Σ_e N_xe / K`; counts of pooled ones.
+        """Types counted singly in a layer: ids, counts by expert, occurrences `N_x = Σ_e N_xe / K`; pooled counts.
 
         Occurrences are whole numbers wherever every token has its K experts; counts from elsewhere may lack some.
         """
-        if not self.is_dense:
+        if self.is_dense:
+            counts_VE = self.state["counts_LVE"][position].cpu().numpy()
+            ids_U, pooled_E = np.flatnonzero(counts_VE.any(axis=1)), np.zeros(self.num_experts, dtype=np.int64)
+            counts_UE = counts_VE[ids_U]
+        else:
             ids_U, counts_UE = (tensor.cpu().numpy() for tensor in cells.seen(self.state, position))
-            assignments_U = counts_UE.sum(axis=1, dtype=np.int64)
-            return ids_U, counts_UE, assignments_U / self.num_ranks, self.state[cells.POOLED][position].cpu().numpy()
-        counts_VE = self.state["counts_LVE"][position].cpu().numpy()
-        assignments_V = counts_VE.sum(axis=1, dtype=np.int64)
-        ids_U = np.flatnonzero(assignments_V)
-        nothing_E = np.zeros(self.num_experts, dtype=np.int64)
-        return ids_U, counts_VE[ids_U], assignments_V[ids_U] / self.num_ranks, nothing_E
+            pooled_E = self.state[cells.POOLED][position].cpu().numpy()
+        return ids_U, counts_UE, counts_UE.sum(axis=1, dtype=np.int64) / self.num_ranks, pooled_E
