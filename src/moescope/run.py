@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Drawing, Given
-from moescope.analyses.finding import Finding, as_records, find
+from moescope.analyses.finding import Fact, Finding, as_records, facts, find
 from moescope.analyses.sizes import check_memory
 from moescope.context import Context
 from moescope.corpora import Sampler
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
 
-FINDINGS = "findings.json"
+FINDINGS, FACTS = "findings.json", "facts.json"
 
 
 @dataclass(repr=False)
@@ -78,11 +78,11 @@ class Run(Outcome):
 
     @property
     def files(self) -> Mapping[str, str]:
-        """Text files, by path inside the results folder; the findings are among them."""
-        return dict(file for question in self.made for file in self._texts(question)) | self._found()
+        """Text files, by path inside the results folder; findings and facts are among them."""
+        return dict(file for question in self.made for file in self._texts(question)) | self._said()
 
     def parts(self) -> Iterator[Part]:
-        """Each question, and the findings after all of them."""
+        """Each question, and what is said of all of them after them."""
         for question in self.made:
             yield Part(
                 question,
@@ -91,7 +91,7 @@ class Run(Outcome):
                 lambda question=question: dict(self._texts(question)),  # type: ignore[misc]
                 lambda question=question: Made(dict(self._drawings(question))),  # type: ignore[misc]
             )
-        yield Part("findings", files=self._found)
+        yield Part("findings", files=self._said)
 
     def _rows(self, question: str) -> Mapping[str, pd.DataFrame]:
         if question not in self._rows_made:
@@ -107,8 +107,9 @@ class Run(Outcome):
     def _drawings(self, question: str) -> Iterator[Drawing]:
         return self.analyses[question].figures(self.made[question], self.context)
 
-    def _found(self) -> Mapping[str, str]:
-        return {FINDINGS: json.dumps(as_records(self.findings), indent=2, ensure_ascii=False) + "\n"}
+    def _said(self) -> Mapping[str, str]:
+        said = {FINDINGS: as_records(self.findings), FACTS: as_records(self.facts)}
+        return {name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()}
 
     @property
     def state(self) -> Mapping[str, Statistic[Any]]:
@@ -117,8 +118,13 @@ class Run(Outcome):
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """What the run found, in sentences computed from its tables."""
+        """Claims and whether the run shows them, in sentences computed from its tables."""
         return find(Results(Path(), self.manifest, dict(self.frames)))
+
+    @cached_property
+    def facts(self) -> list[Fact]:
+        """Levels of numbers in the run's sample, in sentences computed from its tables."""
+        return facts(Results(Path(), self.manifest, dict(self.frames)))
 
 
 def capture(
