@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 
+MOST_FAILURES_NAMED = 5
+
+
 class MoescopeError(Exception):
     """Base of all errors that moescope raises on purpose.
 
@@ -83,8 +86,10 @@ class IncompleteResults(MoescopeError):
     def __init__(self, path: Path, failures: Sequence[str]) -> None:
         self.path = path
         self.failures = list(failures)
+        more = len(failures) - MOST_FAILURES_NAMED
+        said = "; ".join(failures[:MOST_FAILURES_NAMED]) + (f"; and {more} more" if more > 0 else "")
         super().__init__(
-            f"could not be made: {'; '.join(failures)}",
+            f"could not be made: {said}",
             remedy=f"everything else is in {path}, whose failures.txt has the details",
         )
 

@@ -182,7 +182,7 @@ def _is_dead(owner: Any) -> bool:
     if not isinstance(pid, int) or not isinstance(started, int | float) or pid <= 0:
         return False
     try:
-        return abs(psutil.Process(pid).create_time() - started) > CLOCK_SECONDS
+        return bool(abs(psutil.Process(pid).create_time() - started) > CLOCK_SECONDS)
     except psutil.NoSuchProcess:
         return True
     except (psutil.Error, OverflowError):
@@ -212,4 +212,5 @@ def _exchanged(first: Path, second: Path) -> bool:
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
-    return rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+    result = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(result == 0)

@@ -31,7 +31,7 @@ def to_csv(frame: pd.DataFrame, path: Path | None = None) -> str | None:
     """Writes a table as CSV, or returns it where no path is given; numbers are untouched, and so is the table."""
     # Python's writer leaves a carriage return unquoted, and readers take it for the end of a line.
     returns = any("\r" in text for texts in _texts(frame).values() for text in texts)
-    return _each_text(frame, guarded).to_csv(
+    text: str | None = _each_text(frame, guarded).to_csv(
         path,
         index=False,
         lineterminator="\n",
@@ -39,6 +39,7 @@ def to_csv(frame: pd.DataFrame, path: Path | None = None) -> str | None:
         errors="backslashreplace",
         quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
     )
+    return text
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
