@@ -257,7 +257,7 @@ class ResultsFolder:
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
         """Writes `tables/name.csv` (see `moescope.results.spreadsheets`) and the same as `.parquet`."""
         with _surroundings(self.path):
-            csv, parquet = _suffixed(self._file("tables", name), "csv", "parquet")
+            csv, parquet = _suffixed(self._file("tables", name), ".csv", ".parquet")
         with self._whole(csv, parquet):
             to_csv(frame, csv)
             frame.to_parquet(parquet, index=False)
@@ -267,7 +267,7 @@ class ResultsFolder:
         import numpy as np
 
         with _surroundings(self.path):
-            (file,) = _suffixed(self._file("arrays", name), "npz")
+            (file,) = _suffixed(self._file("arrays", name), ".npz")
         with self._whole(file):
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -281,7 +281,7 @@ class ResultsFolder:
                 self.fail(f"figure {name}", files)
                 continue
             with _surroundings(self.path):
-                paths = _suffixed(self._file("figures", name), *files)
+                paths = _suffixed(self._file("figures", name), *(f".{kind}" for kind in files))
             with self._whole(*paths):
                 for path, content in zip(paths, files.values(), strict=True):
                     path.write_bytes(content)
@@ -289,7 +289,7 @@ class ResultsFolder:
     def write_state(self, name: str, statistic: Statistic[Any]) -> None:
         """Writes `state/name.safetensors`, to merge or continue."""
         with _surroundings(self.path):
-            (file,) = _suffixed(self._file("state", name), "safetensors")
+            (file,) = _suffixed(self._file("state", name), ".safetensors")
         with self._whole(file):
             statistic.save(file)
 
@@ -333,4 +333,4 @@ def note_failure(folder: Path, what: str, error: Exception) -> str:
 
 def _suffixed(path: Path, *suffixes: str) -> list[Path]:
     """Files of one name; a dot in the name is part of it."""
-    return [path.with_name(f"{path.name}.{suffix}") for suffix in suffixes]
+    return [path.with_name(path.name + suffix) for suffix in suffixes]
