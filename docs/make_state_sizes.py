@@ -47,7 +47,7 @@ the largest ids are pooled: they count in loads, and are left out of averages ov
 vocabularies compared; a warning gives their share of the tokens. Which types are pooled depends on the whole text
 alone, not on how it was divided or in what order it was merged.
 
-`usage` grows with the number of domains, by its replicates: at 1,000 domains look at a few layers at a time.
+`usage`, `entropy` and `contribution` grow with the number of domains.
 """
 
 
@@ -77,7 +77,7 @@ def page() -> str:
         lines.append(f"| {name} | " + " | ".join(size(num_bytes) if num_bytes else "–" for num_bytes in row) + " |")
     num_experts, num_ranks, num_layers, vocab_size, _ = SIZES[-1]
     from moescope.statistics import cells
-    from moescope.statistics.tokens import MAX_BYTES
+    from moescope.statistics.type_counts import MAX_BYTES
 
     room = cells.num_cells(num_layers, MAX_BYTES, vocab_size, num_experts) // num_ranks
     return HEAD + "\n".join(lines) + "\n" + FOOT.format(tokens=room // 1000 * 1000)

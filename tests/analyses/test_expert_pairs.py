@@ -17,7 +17,7 @@ from moescope.corpora import Corpus
 from moescope.models import MoEModel
 from moescope.records import Routing
 from moescope.run import Run
-from moescope.statistics import tokens
+from moescope.statistics import type_counts
 from tests.analyses.runs import NUM_TOKENS, routings_of, small_corpus, tiny_model
 from tests.figures.drawing import undrawn
 
@@ -202,7 +202,7 @@ def test_a_vocabulary_too_large_for_memory_is_pooled_with_a_warning(
     run: Run, model: MoEModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room for 40 cells of each layer, only some types are counted singly; the rest is told by a warning."""
-    monkeypatch.setattr(tokens, "MAX_BYTES", 40 * 8 * len(LAYERS))
+    monkeypatch.setattr(type_counts, "MAX_BYTES", 40 * 8 * len(LAYERS))
     with pytest.warns(moescope.errors.MoescopeWarning, match=r"of the positions are of token types .* not counted"):
         again = moescope.capture(model, corpus, ["vocabulary", "overlap"], NUM_TOKENS, LAYERS, predictions=True)
     ours, whole = again.tables["vocabulary"], run.tables["vocabulary"]

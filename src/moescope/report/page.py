@@ -66,7 +66,10 @@ def write(folder: str | Path) -> Path:
     folder = expanded(folder)
     page = render(folder)
     target, partial = folder / PAGE, folder / f".{PAGE}.partial"
-    partial.write_text(page, encoding="utf-8")
+    # Made anew: what lies there may be a link to something else.
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(page)
     partial.replace(target)
     return target
 

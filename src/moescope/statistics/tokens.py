@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moescope.errors import UsageError
-from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
+from moescope.measures.independence import expected_chosen_share, expected_maximum_share, expected_minimum_sum
+from moescope.measures.resampling import halves
 from moescope.records import Routing
-from moescope.statistics import cells
-from moescope.statistics.base import Statistic
+from moescope.statistics.type_counts import TypeCounts
 from moescope.statistics.variables import variable
 
 Reading = Literal["input", "predicted", "next"]
@@ -27,13 +27,10 @@ READINGS = {
 }
 
 
-MAX_BYTES = 2**30
-"""Largest state; where a table of all cells takes more, cells are kept singly as far as they fit."""
-
 EXPERTS_AT_ONCE = 64
 
 
-class TokenUsage(Statistic[Routing]):
+class TokenUsage(TypeCounts):
     """`N_xe`: how often expert e was selected for tokens of type x, per layer.
 
     Source: OLMoE Eq. 8 (arXiv 2409.02060); ours takes the maximum over experts for each token type and averages over
@@ -54,6 +51,8 @@ class TokenUsage(Statistic[Routing]):
         min_count: Token types seen less often are left out of averages and of lifts.
         max_cells: Cells of each layer that are kept singly; None: all where a table of them takes up to 1 GiB, else as
             many as take 1 GiB.
+        half: Half of the documents that is counted, 0 or 1; None: all of them.
+        seed: Divides documents into halves.
         device: Where the state lives.
 
     Raises:
@@ -71,6 +70,8 @@ class TokenUsage(Statistic[Routing]):
         ranks: Ranks = "all",
         min_count: int = 10,
         max_cells: int | None = None,
+        half: int | None = None,
+        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if reading not in get_args(Reading) or ranks not in get_args(Ranks):
@@ -88,21 +89,17 @@ class TokenUsage(Statistic[Routing]):
             ranks=ranks,
             min_count=min_count,
             max_cells=max_cells,
+            half=half,
+            seed=seed,
         )
+        self.half, self.seed = half, seed
         self.num_experts = num_experts
         self.vocab_size = vocab_size
         self.reading = reading
         self.min_count = max(int(min_count), 1)
         self.num_ranks = num_experts_per_token if ranks == "all" else 1
         self.needs_predictions = reading == "predicted"
-        if max_cells is None and 4 * len(self.layers) * vocab_size * num_experts > MAX_BYTES:
-            max_cells = cells.num_cells(len(self.layers), MAX_BYTES, vocab_size, num_experts)
-        self.is_dense = max_cells is None
-        if max_cells is None:
-            self._declare("counts_LVE", (len(self.layers), vocab_size, num_experts), torch.int32)
-        else:
-            for name, (shape, dtype) in cells.declared(len(self.layers), max_cells, vocab_size, num_experts).items():
-                self.state[name] = cells.zeros(shape, dtype, self.device)
+        self._declare_counts(max_cells)
 
     @classmethod
     def from_counts(
@@ -161,36 +158,6 @@ class TokenUsage(Statistic[Routing]):
         statistic._add(cells_N, count_N)
         return statistic
 
-    def _add(self, cells_N: Tensor, counts_N: Tensor) -> None:
-        """Adds counts to cells `(layer position x V + type) x E + expert`, which may repeat."""
-        self._combine("counts_LVE" if self.is_dense else cells.COUNTS, counts_N, at=cells_N)
-
-    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
-        """Also takes flat cell indices in `at`, which may repeat."""
-        state = self.state[name]
-        if not isinstance(at, Tensor):
-            super()._combine(name, increment, at)
-        elif self.is_dense:
-            state.view(-1).index_add_(0, at, increment.to(state.dtype))
-        else:
-            at, increment = at.to(state.device), increment.to(state.device)
-            positions_N = at // (self.vocab_size * self.num_experts)
-            for position in positions_N.unique().tolist():
-                here_N = positions_N == position
-                keys_N = at[here_N] - position * self.vocab_size * self.num_experts
-                cells.add(self.state, position, keys_N, increment[here_N], self.vocab_size)
-
-    def merge(self, other: Self) -> Self:
-        """Adds another part's counts; the same whatever the parts and their order.
-
-        Raises:
-            UsageError: The two were made with different parameters.
-        """
-        if self.is_dense or type(other) is not type(self) or other.parameters != self.parameters:
-            return super().merge(other)
-        cells.merge(self.state, other.state, self.vocab_size)
-        return self
-
     def update(self, record: Routing) -> None:
         """Counts each token's type with each of its experts."""
         position = self._position[record.layer]
@@ -207,6 +174,9 @@ class TokenUsage(Statistic[Routing]):
         ones_T = torch.ones(type_ids_T.shape[0], dtype=torch.int32, device=self.device)
         if self.reading == "next":  # where there is no next token, nothing is added to type 0
             ones_T, type_ids_T = (type_ids_T >= 0).to(torch.int32), type_ids_T.clamp(min=0)
+        if self.half is not None:
+            halves_B = halves(record.tokens.document_hashes_B, seed=self.seed)
+            ones_T = ones_T * (halves_B[record.tokens.rows_T] == self.half).to(ones_T)
         cells_TK = (position * self.vocab_size + type_ids_T[:, None]) * self.num_experts + expert_ids_TK
         self._add(cells_TK.reshape(-1), ones_T[:, None].expand_as(cells_TK).reshape(-1))
 
@@ -265,6 +235,61 @@ class TokenUsage(Statistic[Routing]):
             },
             coords={"layer": self.layers},
             attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
+        )
+
+    def held_out(self, selection: Self | None) -> xr.Dataset:
+        """Vocabulary specialization on held-out documents: the expert of each type is that of the selection half.
+
+        Of each token type with `min_count` occurrences in each half of the documents: the expert selected for most of
+        them on half 0 (ties: the lower id), its share of those on half 1; the mean over types. Under independent
+        routing any expert may be it, frequent ones rather (`expected_chosen_share`; for it occurrences above 99 are
+        rounded down to two digits).
+
+        Args:
+            selection: The same of half 0 of the documents; None: nothing is known.
+
+        Returns:
+            By `layer`: evaluation_half_vocabulary_specialization, its `_chance`, evaluation_half_num_types.
+        """
+        shape = len(self.layers)
+        value_L, chance_L = np.full(shape, np.nan), np.full(shape, np.nan)
+        num_types_L = np.zeros(shape, dtype=np.int64)
+        for position in range(shape if selection is not None else 0):
+            ids_U, counts_UE, totals_U, pooled_E = self._seen(position)
+            ids_S, chosen_SE, totals_S, _ = selection._seen(position)  # type: ignore[union-attr]
+            # Of half of the documents more types may be counted singly than of all.
+            single_S = np.isin(ids_S, ids_U)
+            ids_S, chosen_SE, totals_S = ids_S[single_S], chosen_SE[single_S], totals_S[single_S]
+            at_S = np.searchsorted(ids_U, ids_S)
+            held_SE, held_S = counts_UE[at_S] - chosen_SE, totals_U[at_S] - totals_S
+            often_S = (totals_S >= self.min_count) & (held_S >= self.min_count)
+            if not often_S.any():
+                continue
+            best_s = chosen_SE[often_S].argmax(axis=1)
+            shares_s = held_SE[often_S, best_s] / held_S[often_S]
+            value_L[position], num_types_L[position] = shares_s.mean(), len(shares_s)
+            trials_s = totals_S[often_S].astype(np.int64)
+            step_s = 10 ** np.maximum(np.floor(np.log10(trials_s)) - 1, 0)
+            trials_U, back_s = np.unique((trials_s // step_s * step_s).astype(np.int64), return_inverse=True)
+            frequencies_E = self._frequencies(counts_UE, totals_U, pooled_E)
+            chance_L[position] = expected_chosen_share(trials_U, frequencies_E)[back_s].mean()
+        half = f"token types x seen at least {self.min_count} times in each half; x is {READINGS[self.reading]}"
+        name = "evaluation_half_vocabulary_specialization"
+        return xr.Dataset(
+            {
+                name: variable(
+                    "layer",
+                    value_L,
+                    "1",
+                    "share of a type's occurrences on half 1 of the documents of the expert that was selected for most "
+                    f"of them on half 0, averaged over {half}",
+                ),
+                f"{name}_chance": variable(
+                    "layer", chance_L, "1", f"the same, expected if N_xe were Binomial(N_x, N_e / N), over {half}"
+                ),
+                "evaluation_half_num_types": variable("layer", num_types_L, "token types", half),
+            },
+            coords={"layer": self.layers},
         )
 
     def top_tokens(self, num_tokens: int = 10) -> xr.Dataset:
@@ -365,35 +390,3 @@ class TokenUsage(Statistic[Routing]):
                 "other_expert": np.arange(self.num_experts),
             },
         )
-
-    def resident_bytes(self, num_tokens: int) -> int:
-        """Of a list of cells, as many as the tokens can make."""
-        return self.nbytes() if self.is_dense else cells.resident_bytes(self.state, num_tokens, self.num_ranks)
-
-    def pooled_share(self) -> float:
-        """Share of the positions, over all layers, whose types are not counted singly."""
-        if self.is_dense:
-            return 0.0
-        pooled = int(self.state[cells.POOLED].sum())
-        return pooled / max(1, pooled + int(self.state[cells.COUNTS].sum(dtype=torch.int64)))
-
-    def _frequencies(
-        self, counts_UE: NDArray[np.int32], totals_U: NDArray[np.float64], pooled_E: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """`N_e / N` over all types."""
-        loads_E = counts_UE.sum(axis=0, dtype=np.int64) + pooled_E
-        return loads_E / (totals_U.sum() + pooled_E.sum() / self.num_ranks)
-
-    def _seen(self, position: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
-        """Types counted singly in a layer: ids, counts by expert, occurrences `N_x = Σ_e N_xe / K`; pooled counts.
-
-        Occurrences are whole numbers wherever every token has its K experts; counts from elsewhere may lack some.
-        """
-        if self.is_dense:
-            counts_VE = self.state["counts_LVE"][position].cpu().numpy()
-            ids_U, pooled_E = np.flatnonzero(counts_VE.any(axis=1)), np.zeros(self.num_experts, dtype=np.int64)
-            counts_UE = counts_VE[ids_U]
-        else:
-            ids_U, counts_UE = (tensor.cpu().numpy() for tensor in cells.seen(self.state, position))
-            pooled_E = self.state[cells.POOLED][position].cpu().numpy()
-        return ids_U, counts_UE, counts_UE.sum(axis=1, dtype=np.int64) / self.num_ranks, pooled_E

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, get_args
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.vocabulary.dependence import dependence, dependence_frame
 from moescope.analyses.vocabulary.findings import READING_NAMES
-from moescope.analyses.vocabulary.table import MIN_COUNT, table_of, top_tokens_frame, vocabulary_frame
+from moescope.analyses.vocabulary.table import MIN_COUNT, SELECTION_HALF, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 from moescope.results.text import percent
 from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 from moescope.statistics.tokens import Reading, TokenUsage
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from moescope.statistics.base import Statistic
 
 
-def token_usage(context: Context, reading: Reading = "input", *, top1: bool = False) -> dict[str, Statistic]:
+def token_usage(
+    context: Context, reading: Reading = "input", *, top1: bool = False, half: int | None = None
+) -> dict[str, Statistic]:
     """The token usage of one reading under the key that analyses share it by."""
     model = context.model
     statistic = TokenUsage(
@@ -35,18 +36,19 @@ def token_usage(context: Context, reading: Reading = "input", *, top1: bool = Fa
         reading=reading,
         ranks="first" if top1 else "all",
         min_count=MIN_COUNT,
+        half=half,
+        seed=context.seed,
         device=model.device,
     )
-    return {f"tokens_{reading}_top1" if top1 else f"tokens_{reading}": statistic}
+    return {f"tokens_{reading}{'_top1' if top1 else ''}{'' if half is None else SELECTION_HALF}": statistic}
 
 
 def warn_of_pooled(usage: TokenUsage) -> None:
     """Says what part of the tokens is of types that are not counted singly, if there are any."""
     if share := usage.pooled_share():
-        warnings.warn(
+        warn(
             f"{READING_NAMES[usage.reading]}: {percent(share)} of the positions are of token types that are not "
             "counted singly (those of the largest ids, whose counts do not fit): choose fewer `layers`",
-            MoescopeWarning,
             stacklevel=2,
         )
 
@@ -62,19 +64,18 @@ class Vocabulary(Analysis):
             yield "predicted tokens are left out: with `layers` the model is not run to its end (`predictions` does)"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """One table of counts per reading and ranks; predicted tokens only where the whole depth runs.
+        """One table of counts per reading and ranks, and per reading one of half 0 of the documents.
 
-        And whole documents, to test the dependence on the token type on.
+        Predicted tokens only where the whole depth runs. And whole documents, to test the dependence on the token type
+        on.
         """
-        wanted = [
-            (reading, top1)
-            for top1 in ((False, True) if context.model.num_experts_per_token > 1 else (False,))
-            for reading in get_args(Reading)
-            if reading != "predicted" or context.predictions
-        ]
+        readings = [reading for reading in get_args(Reading) if reading != "predicted" or context.predictions]
+        kinds = (False, True) if context.model.num_experts_per_token > 1 else (False,)
+        wanted: list[tuple[Reading, bool, int | None]] = [(r, top1, None) for top1 in kinds for r in readings]
+        wanted += [(reading, False, 0) for reading in readings]
         statistics: dict[str, Statistic] = {**routed_tokens(context)}
-        for reading, top1 in wanted:
-            statistics |= token_usage(context, reading, top1=top1)
+        for reading, top1, half in wanted:
+            statistics |= token_usage(context, reading, top1=top1, half=half)
         return statistics
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
