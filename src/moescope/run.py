@@ -107,7 +107,7 @@ class Run(Outcome):
     def _drawings(self, question: str) -> Iterator[Drawing]:
         return self.analyses[question].figures(self.made[question], self.context)
 
-    def _said(self) -> Mapping[str, str]:
+    def _said(self) -> dict[str, str]:
         said = {FINDINGS: as_records(self.findings), FACTS: as_records(self.facts)}
         return {name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()}
 
@@ -247,8 +247,8 @@ def capture(
         joint = registry.find(entry.name)
         try:
             table = joint.table({}, context, Given(tables=made))
-        except Exception as error:
-            asked[entry.name], answers.failed[joint] = joint, error
+        except Exception as why:
+            asked[entry.name], answers.failed[joint] = joint, why
             continue
         if table.data_vars and entry.name not in skip:
             asked[entry.name], made[entry.name] = joint, table

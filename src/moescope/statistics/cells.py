@@ -19,7 +19,9 @@ NUM_CELLS, NUM_POOLED_IDS, POOLED = "num_cells_L", "num_pooled_ids_L", "pooled_c
 State = MutableMapping[str, Tensor]
 
 
-def declared(num_layers: int, num_cells: int, vocab_size: int, num_experts: int) -> dict[str, tuple]:
+def declared(
+    num_layers: int, num_cells: int, vocab_size: int, num_experts: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Names, shapes and dtypes of the state.
 
     A cell's key is `type id x E + expert`; keys ascend, and what lies beyond `num_cells_L` of them is 0. Types with

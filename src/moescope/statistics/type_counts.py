@@ -89,7 +89,8 @@ class TypeCounts(Statistic[Routing]):
     ) -> NDArray[np.float64]:
         """`N_e / N` over all types."""
         loads_E = counts_UE.sum(axis=0, dtype=np.int64) + pooled_E
-        return loads_E / (totals_U.sum() + pooled_E.sum() / self.num_ranks)
+        frequencies_E: NDArray[np.float64] = loads_E / (totals_U.sum() + pooled_E.sum() / self.num_ranks)
+        return frequencies_E
 
     def _seen(self, position: int) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]:
         """Types counted singly in a layer: ids, counts by expert, occurrences `N_x = Σ_e N_xe / K`; pooled counts.

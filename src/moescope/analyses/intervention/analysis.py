@@ -206,7 +206,8 @@ def _manifest(
         corpus=usage.corpus if usage else None,
         sampler=usage.sampler if usage else None,
         notes=[prompt + sample, *notes],
-        **seconds,
+        pass_seconds=seconds["pass_seconds"],
+        total_seconds=seconds["total_seconds"],
     )
 
 
