@@ -86,6 +86,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
         column_gaps=gaps,
         groups=context.groups,
     )
+    charts.group_legend(fig, context.groups)
     note = (
         f"the {len(shown)} experts of largest effect on any domain; optimistically biased: selected and measured on "
         "the same documents"
@@ -101,13 +102,12 @@ def top(table: xr.Dataset, context: Context) -> Figure:
     best = frame[frame["rank"] == 0].sort_values("delta_loss", ascending=False, kind="stable")
     fig = effects_with_controls(
         best,
-        [f"{row.domain} · layer {row.layer}, expert {row.expert}" for row in best.itertuples()],
         context.groups,
+        details=[f" · layer {row.layer}, expert {row.expert}" for row in best.itertuples()],
+        unknown=f"no 95 % CI: fewer than {table.attrs['min_documents']} documents",
         control="controls: mean and 5–95 % of experts of the layer that the domain selects about as often",
     )
     note = "selected on one half of the documents; bars and 95 % intervals from the other half"
-    if best["ci_low"].isna().any():
-        note += f"; no interval: under {table.attrs['min_documents']} documents there"
     caption(fig, context.caption, f"{_sample(table)}; {note}")
     return fig
 

@@ -225,8 +225,7 @@ def _bare(ax: Axes, xy: NDArray[np.floating]) -> None:
 
 def _legend(fig: Figure, colors: Mapping[str, str]) -> None:
     handles = [Line2D([], [], marker="s", linestyle="", color=color, label=name) for name, color in colors.items()]
-    columns = min(len(handles), 6)
-    fig.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.0, handletextpad=0.1)
+    charts.top_legend(fig, handles, handletextpad=0.1, handlelength=0.8)
 
 
 def _numbers(
