@@ -59,12 +59,11 @@ def group_legend(fig: Figure, groups: Mapping[str, str]) -> None:
 
 @styled
 def key(ax: Axes, groups: Mapping[str, str]) -> None:
-    """One legend above the only axes of a figure: the groups' colors, then what was drawn so far with a name."""
-    handles, names = ax.get_legend_handles_labels()
-    of_groups = _group_handles(groups)
+    """Legends above the only axes of a figure: the groups' colors, and what was drawn so far with a name."""
     fig = ax.get_figure(root=True)
-    if fig is not None and (handles or of_groups):
-        top_legend(fig, [*of_groups, *handles], [*(str(handle.get_label()) for handle in of_groups), *map(str, names)])
+    if fig is not None:
+        group_legend(fig, groups)
+    legend_above(ax, over_labels=True)
 
 
 def _group_handles(groups: Mapping[str, str]) -> list[Line2D]:
@@ -108,17 +107,24 @@ def _columns(names: Sequence[str], inches: float) -> int:
 
 
 @styled
-def legend_above(ax: Axes) -> None:
-    """The legend of what was drawn so far, between title and axes, where it can cover nothing."""
+def legend_above(ax: Axes, *, over_labels: bool = False) -> None:
+    """The legend of what was drawn so far, between title and axes, where it can cover nothing.
+
+    Args:
+        ax: Where.
+        over_labels: It may reach over the tick labels on the left, where a figure has no other axes.
+    """
     handles, names = ax.get_legend_handles_labels()
-    if not handles:
+    fig = ax.get_figure(root=True)
+    if not handles or fig is None:
         return
-    room = axis_inches(ax, "x") / 0.75 * 0.85
-    shown = short_names([str(name) for name in names], style.SMALL_FONT_SIZE, style.POINTS * room - 20)
+    room = float(fig.get_size_inches()[0]) - 0.15 if over_labels else axis_inches(ax, "x") / 0.75 * 0.85
+    shown = short_names([str(name) for name in names], style.SMALL_FONT_SIZE, style.POINTS * room - 24)
     columns = _columns(shown, room)
     rows = math.ceil(len(names) / columns)
+    corner = ("lower right", (1, 1)) if over_labels else ("lower left", (0, 1))
     ax.legend(
-        handles, shown, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, columnspacing=1.0, borderpad=0.1
+        handles, shown, loc=corner[0], bbox_to_anchor=corner[1], ncols=columns, columnspacing=1.0, borderpad=0.1
     )
     title = ax.get_title(loc="left")
     if title:

@@ -23,6 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter
 
+from moescope.figures.description import description
 from moescope.figures.fonts import MONOSPACED, SANS, drawable, families, has_postscript_outlines, wrapped
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ class StyledFigure(Figure):
             if any(has_postscript_outlines(family) for family in self.find_fonts()):
                 # Their outlines can't be embedded as TrueType; matplotlib 3.11 takes PDFs' size of subsets from ps.fonttype.
                 matplotlib.rcParams.update({"pdf.fonttype": 3, "ps.fonttype": 3})
+        if kind == "png":
+            kwargs["metadata"] = {"Description": description(self)} | (kwargs.get("metadata") or {})
         engine = self.get_layout_engine()
         if engine is None or kwargs.get("bbox_inches") is not None:
             super().savefig(fname, **kwargs)
