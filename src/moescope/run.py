@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
-from moescope.analyses.finding import Finding, as_records, find
+from moescope.analyses.finding import Fact, Finding, as_records, facts, find
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, MoescopeWarning, UsageError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
 
-FINDINGS = "findings.json"
+FINDINGS, FACTS = "findings.json", "facts.json"
 
 
 @dataclass(repr=False)
@@ -85,10 +85,12 @@ class Run(Outcome):
 
     @property
     def files(self) -> Mapping[str, str]:
-        """Text files, by path inside the results folder; the findings are among them."""
+        """Text files, by path inside the results folder; findings and facts are among them."""
         texts = dict(file for analysis, table in self._answered() for file in analysis.files(table, self.context))
-        findings = json.dumps(as_records(self.findings), indent=2, ensure_ascii=False)
-        return texts | {FINDINGS: findings + "\n"}
+        said = {FINDINGS: as_records(self.findings), FACTS: as_records(self.facts)}
+        return texts | {
+            name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()
+        }
 
     @property
     def state(self) -> Mapping[str, Statistic[Any]]:
@@ -97,8 +99,13 @@ class Run(Outcome):
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """What the run found, in sentences computed from its tables."""
+        """Claims and whether the run shows them, in sentences computed from its tables."""
         return find(Results(Path(), self.manifest, dict(self.frames)))
+
+    @cached_property
+    def facts(self) -> list[Fact]:
+        """Levels of numbers in the run's sample, in sentences computed from its tables."""
+        return facts(Results(Path(), self.manifest, dict(self.frames)))
 
     def _answered(self) -> Iterator[tuple[Analysis, xr.Dataset]]:
         return ((self.analyses[name], table) for name, table in self.made.items())

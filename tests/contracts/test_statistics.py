@@ -45,13 +45,15 @@ def records_by_batch(case: Case) -> list[list]:
 
 
 def assert_same_state(left: Statistic, right: Statistic, tolerance: float) -> None:
-    assert left.state.keys() == right.state.keys()
-    for name, tensor in left.state.items():
+    ours, theirs = left.totals(), right.totals()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
         if tensor.dtype.is_floating_point:
-            ours, theirs = tensor.numpy(), right.state[name].numpy()
-            np.testing.assert_allclose(theirs, ours, rtol=tolerance, atol=1e-12, equal_nan=True, err_msg=name)
+            np.testing.assert_allclose(
+                theirs[name].numpy(), tensor.numpy(), rtol=tolerance, atol=1e-12, equal_nan=True, err_msg=name
+            )
         else:
-            assert torch.equal(right.state[name], tensor), name
+            assert torch.equal(theirs[name], tensor), name
 
 
 def assert_same_table(left: xr.Dataset, right: xr.Dataset, tolerance: float) -> None:
@@ -107,6 +109,19 @@ def test_split_anywhere_in_any_order_and_into_empty_parts(case: Case) -> None:
                 assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), f"merge changed {name} of the other"
         assert_same_state(whole, merged, case.tolerance)
         assert_same_table(table, merged.compute(), case.tolerance)
+
+
+def test_the_same_batches_give_the_same_bits_in_any_order_and_tree(case: Case) -> None:
+    """Units of a run are merged as they come, from several processes: no bit may depend on that."""
+    by_batch = records_by_batch(case)
+    whole = fed(case, [record for records in by_batch for record in records])
+    alone = [fed(case, records) for records in by_batch]
+    for order in ((2, 0, 1), (1, 2, 0)):
+        first, second, third = (alone[index] for index in order)
+        merged = case.make().merge(third).merge(case.make().merge(second).merge(first))
+        for name, tensor in whole.state.items():
+            assert torch.equal(merged.state[name].nan_to_num(), tensor.nan_to_num()), name
+        assert_same_table(whole.compute(), merged.compute(), 0.0)
 
 
 def test_a_batch_without_tokens_changes_nothing(case: Case) -> None:

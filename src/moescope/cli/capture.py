@@ -161,7 +161,7 @@ def print_summary(path: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from moescope.analyses.finding import find
+    from moescope.analyses.finding import facts, find
     from moescope.report.keynumbers import per_layer
     from moescope.results.reading import Results
 
@@ -175,6 +175,6 @@ def print_summary(path: Path) -> None:
         for row in numbers.rows:
             table.add_row(*row)
         show(table)
-    lines = [f"- {finding.title}. {finding.text}" for finding in find(results)]
+    lines = [f"- {made.title}. {made.text}" for made in (*find(results), *facts(results))]
     print_line("\n".join(["", *lines, ""] if lines else [""]))
     print_line(f"Results: {path}")

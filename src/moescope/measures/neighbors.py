@@ -11,6 +11,8 @@ from torch import Tensor
 from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS, NUM_BOOTSTRAP
 from moescope.measures.resampling import poisson_weights
 
+MIN_LABEL_DOCUMENTS = 3
+"""Fewest documents of a label: neighbors are of other documents, so that a label of one is never recovered."""
 _ROWS = 1024
 """Points whose distances to all others are held at a time."""
 
@@ -23,8 +25,8 @@ class Recovery:
         accuracy: Share of points whose neighbors' vote is their own label.
         low: Lower end of its 95 % interval; NaN for fewer than `MIN_DOCUMENTS` documents.
         high: Upper end.
-        chance: Share of the most frequent label (majority-class baseline).
-        num_points: Points that had a neighbor.
+        chance: Share of the most frequent label among them (majority-class baseline).
+        num_points: Points judged: they have a neighbor, and their label at least `MIN_LABEL_DOCUMENTS` documents.
     """
 
     accuracy: float
@@ -100,8 +102,11 @@ def recovery(labels_N: Tensor, neighbors_NK: Tensor, document_hashes_N: Tensor, 
     """
     labels_N, document_hashes_N = labels_N.cpu(), document_hashes_N.cpu()
     voted_N = vote(labels_N, neighbors_NK)
-    judged = (voted_N >= 0).nonzero().squeeze(1)
-    if not len(judged):
+    documents_B, rows_N = document_hashes_N.unique(return_inverse=True)
+    pairs = torch.stack([labels_N.long(), rows_N]).unique(dim=1)[0] if len(labels_N) else labels_N.long()
+    frequent_C = torch.bincount(pairs) >= MIN_LABEL_DOCUMENTS
+    judged = ((voted_N >= 0) & frequent_C[labels_N.long()]).nonzero().squeeze(1)
+    if not len(judged) or len(labels_N[judged].unique()) < 2:
         return Recovery(np.nan, np.nan, np.nan, np.nan, 0)
     right_n = (voted_N[judged] == labels_N[judged]).double()
     documents_B, rows_n = document_hashes_N[judged].unique(return_inverse=True)

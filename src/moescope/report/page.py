@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import words
-from moescope.analyses.finding import find
+from moescope.analyses.finding import chance_of, facts, find
 from moescope.report.keynumbers import per_layer
 from moescope.report.sections import sections
 from moescope.report.specialists import specialists
@@ -43,7 +43,7 @@ def render(folder: str | Path, *, single_file: bool = False) -> str:
 
     results = Results.read(folder)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    environment.globals |= {"spark": spark, "heading": words.title}
+    environment.globals |= {"spark": spark, "heading": words.title, "chance_of": chance_of}
     environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     assets = resources.files("moescope.report") / ASSETS
     template = environment.from_string((assets / "page.html.jinja").read_text(encoding="utf-8"))
@@ -53,6 +53,7 @@ def render(folder: str | Path, *, single_file: bool = False) -> str:
         manifest=results.manifest,
         numbers=per_layer(results),
         findings=find(results),
+        facts=facts(results),
         specialists=specialists(results),
         sections=sections(results, single_file=single_file),
         single_file=single_file,

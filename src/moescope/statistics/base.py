@@ -1,7 +1,8 @@
 """The contract every accumulator keeps: declared state, `update`, `merge`, `compute`.
 
 State is sums and counts (or a bounded sample). `update` and `merge` go through the same `_combine`, so splitting a
-corpus anywhere, in any order, also into empty parts, gives the same answer. Counts are exact integers.
+corpus anywhere, in any order, also into empty parts, gives the same answer. Counts are exact integers, and so are sums
+of real numbers: see `moescope.statistics.exact`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.statistics import exact
 from moescope.statistics.storage import pack, unpack, write
 
 if TYPE_CHECKING:
@@ -51,11 +53,19 @@ class Statistic(ABC, Generic[Record]):
         self.parameters: dict[str, Any] = {"layers": self.layers, **parameters}
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
+        self._real: set[str] = set()
         self._position = {layer: position for position, layer in enumerate(self.layers)}
 
     def _declare(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.int64) -> None:
-        """Declares a sum that starts at zero. `name` ends in its shape (see `moescope.records`)."""
-        self.state[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+        """Declares a sum that starts at zero. `name` ends in its shape (see `moescope.records`).
+
+        One of float64 lies in `state` as two whole numbers, its last dimension; `totals` has it as it was declared.
+        """
+        if dtype == torch.float64:
+            self._real.add(name)
+            self.state[name] = exact.zeros(shape, self.device)
+        else:
+            self.state[name] = torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
         """Adds `increment` to `state[name][at]`: the one way that state ever changes.
@@ -63,7 +73,14 @@ class Statistic(ABC, Generic[Record]):
         A statistic whose state is not all sums (`moescope.statistics.samples.base`) overrides this.
         """
         # Records may come from another device than the state: a statistic kept on the CPU, a model on a GPU.
-        self.state[name][at] += increment.to(self.state[name])
+        if name in self._real:
+            exact.add(self.state[name][at], exact.parts(increment.to(self.device, torch.float64)))
+        else:
+            self.state[name][at] += increment.to(self.state[name])
+
+    def totals(self) -> dict[str, Tensor]:
+        """The state by name, sums of real numbers as float64 in the shape they were declared with."""
+        return {name: exact.value(tensor) if name in self._real else tensor for name, tensor in self.state.items()}
 
     @abstractmethod
     def update(self, record: Record) -> None:
@@ -86,7 +103,10 @@ class Statistic(ABC, Generic[Record]):
                 expected="the same statistic made with the same parameters",
             )
         for name, tensor in other.state.items():
-            self._combine(name, tensor.to(self.device))
+            if name in self._real:
+                exact.add(self.state[name], tensor.to(self.device))
+            else:
+                self._combine(name, tensor.to(self.device))
         return self
 
     def empty(self) -> Self:

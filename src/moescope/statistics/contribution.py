@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from moescope.errors import UsageError
 from moescope.measures.jackknife import NUM_GROUPS, interval
 from moescope.measures.resampling import groups
 from moescope.records import ExpertOutputs
+from moescope.statistics import exact
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import Variable, variable
 
@@ -106,10 +108,10 @@ class ExpertContribution(Statistic[ExpertOutputs]):
         position = self._position[record.routing.layer]
         if not tokens.num_tokens:
             return
-        for expert, (start, end) in enumerate(zip(record.offsets_E1, record.offsets_E1[1:], strict=False)):
-            if end > start:
-                summed_M = record.outputs_AM[start:end].sum(0, dtype=torch.float64)
-                self._combine("output_sum_LEM", summed_M, (position, expert))
+        summed_EM = torch.stack(
+            [record.outputs_AM[start:end].sum(0, dtype=torch.float64) for start, end in pairwise(record.offsets_E1)]
+        )
+        self._combine("output_sum_LEM", summed_EM, position)
         num_documents = tokens.num_documents
         cells_A = (record.routing.expert_ids_TK + self.num_experts * tokens.rows_T.unsqueeze(1)).reshape(-1)
         cells = (num_documents, self.num_experts)
@@ -152,7 +154,9 @@ class ExpertContribution(Statistic[ExpertOutputs]):
     def mean_outputs(self, layer: int) -> Tensor:
         """Mean output of each expert over the tokens routed to it, before the weight, float64 (E, M); NaN for none."""
         position = self._position[layer]
-        return self.state["output_sum_LEM"][position] / self.state["num_selected_LDE"][position].sum(0).unsqueeze(1)
+        return exact.value(self.state["output_sum_LEM"][position]) / self.state["num_selected_LDE"][position].sum(
+            0
+        ).unsqueeze(1)
 
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: `num_selected`, each of `MEANS` with `_ci_low`, `_ci_high`, and `output_share` likewise.
@@ -163,7 +167,7 @@ class ExpertContribution(Statistic[ExpertOutputs]):
         Also by `layer, domain, expert`: `num_selected_by_domain` and each of `MEANS` with `_by_domain`; by `layer`
         (and `domain`): `num_tokens`. NaN where no token was routed to the expert.
         """
-        state = {name: tensor.cpu() for name, tensor in self.state.items()}
+        state = {name: tensor.cpu() for name, tensor in self.totals().items()}
         return xr.Dataset(
             self._counts(state) | self._by_expert(state) | self._halves(state) | self._by_domain(state),
             coords={"layer": self.layers, "domain": self.domains, "expert": np.arange(self.num_experts)},

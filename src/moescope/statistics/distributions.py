@@ -101,7 +101,7 @@ class RoutingDistributions(Statistic[Routing]):
         import numpy as np
         import xarray as xr
 
-        state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
+        state = {name: tensor.cpu().numpy() for name, tensor in self.totals().items()}
         tokens_L = state["tokens_L"]
         table = xr.Dataset(
             coords={

@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from moescope.errors import UsageError
+from moescope.measures.clustered import not_distinguishable_groups
 from moescope.measures.constants import ALL
 from moescope.measures.histogram import Axis, LinearAxis, LogAxis, count, lower_edges, moments, quantiles
+from moescope.measures.resampling import groups
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import variable
@@ -45,6 +47,9 @@ MEASURES = {
     "boundary_margin": ("{selects_by}", "lowest selected minus highest unselected value; selection is by {selects_by}"),
 }
 
+NUM_GROUPS = 20
+"""Groups of documents that a jackknife leaves out, one at a time."""
+GROUPED = ("entropies", "tokens")
 _PROBABILITY_SUM_TOLERANCE = 0.02  # bfloat16 probabilities of many experts add up to 1 within this
 
 
@@ -70,6 +75,7 @@ class RouterEntropy(Statistic[Routing]):
         num_experts_per_token: K.
         domains: Names of the domains; `domain_ids_B` of the records index them.
         selects_by: In words, what the family selects by: the unit of the boundary margin.
+        seed: Of the groups of documents.
         device: Where the state is kept.
     """
 
@@ -83,6 +89,7 @@ class RouterEntropy(Statistic[Routing]):
         num_experts_per_token: int,
         domains: Sequence[str],
         selects_by: str = "probability",
+        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(
@@ -92,6 +99,7 @@ class RouterEntropy(Statistic[Routing]):
             num_experts_per_token=num_experts_per_token,
             domains=list(domains),
             selects_by=selects_by,
+            seed=seed,
         )
         self.num_experts, self.num_experts_per_token = num_experts, num_experts_per_token
         self.domains, self.selects_by = list(domains), selects_by
@@ -112,6 +120,9 @@ class RouterEntropy(Statistic[Routing]):
         # tokens have one, how many of these are ties
         self._declare("sums_LDX", (*size, len(MEASURES) + 1), torch.float64)
         self._declare("squares_LDX", (*size, len(MEASURES) + 1), torch.float64)
+        # of groups of documents: what it takes to tell whether two entropies differ
+        self._declare("group_entropies_LDG", (*size, NUM_GROUPS), torch.float64)
+        self._declare("group_tokens_LDG", (*size, NUM_GROUPS))
         self._declare("counts_LDX", (*size, self._starts[-1]))  # all histograms, end to end
         self._declare("probability_like_L", (len(layers),))
         self._declare("nan_L", (len(layers),))
@@ -133,6 +144,13 @@ class RouterEntropy(Statistic[Routing]):
         sums_DX = sum_by(tokens.domain_ids_T, torch.cat([values_TX, squares_TX], dim=1), num_domains)
         self._combine("sums_LDX", sums_DX[:, : values_TX.shape[1]], layer)
         self._combine("squares_LDX", sums_DX[:, values_TX.shape[1] :], layer)
+
+        groups_B = groups(tokens.document_hashes_B, NUM_GROUPS, seed=self.parameters["seed"])
+        places_T = (tokens.domain_ids_B * NUM_GROUPS + groups_B)[tokens.rows_T]
+        ones_T = torch.ones_like(values_TX[:, 0])
+        grouped_X2 = sum_by(places_T, torch.stack([values_TX[:, 0], ones_T], dim=1), num_domains * NUM_GROUPS)
+        self._combine("group_entropies_LDG", grouped_X2[:, 0].view(num_domains, -1), layer)
+        self._combine("group_tokens_LDG", grouped_X2[:, 1].view(num_domains, -1).round().long(), layer)
 
         length = self._starts[-1]
         cells = [axis.cells(values[name]) + start for (name, axis), start in self._axes_and_starts()]
@@ -201,7 +219,7 @@ class RouterEntropy(Statistic[Routing]):
         import xarray as xr
 
         self._check()
-        state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
+        state = {name: tensor.cpu().numpy() for name, tensor in self.totals().items()}
         state = {
             name: np.concatenate([array.sum(axis=1, keepdims=True), array], axis=1)
             for name, array in state.items()
@@ -236,6 +254,16 @@ class RouterEntropy(Statistic[Routing]):
         self._add_normalized(table)
         with np.errstate(invalid="ignore"):
             ties = state["squares_LDX"][..., -1] / np.where(boundaries_LD > 0, boundaries_LD, np.nan)
+        totals = self.totals()
+        for dim, axes in (("layer", (1,)), ("domain", (0,))):
+            # of layers over all domains; of domains over all layers
+            sums_RG, tokens_RG = (totals[f"group_{name}_LDG"].sum(dim=axes).cpu().numpy() for name in GROUPED)
+            tied_R = not_distinguishable_groups(sums_RG, tokens_RG)
+            tied_R = tied_R if dim == "layer" else np.append(False, tied_R)
+            definition = (
+                f"mean entropy is not shown to lie below that of the {dim} of the highest (jackknife, Bonferroni)"
+            )
+            table[f"entropy_tied_{dim}"] = variable(dim, tied_R, "yes or no", definition)
         table["boundary_tie_share"] = variable(
             dims, ties, "share of tokens", "tokens whose boundary margin is exactly 0"
         )

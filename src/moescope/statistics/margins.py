@@ -92,7 +92,7 @@ class SelectionMargins(Statistic[Routing]):
 
     def compute(self) -> xr.Dataset:
         """By `layer, expert`: the measures of `MEASURES`, first_rank_share, num_selected; NaN where never selected."""
-        state = {name: tensor.cpu().numpy() for name, tensor in self.state.items()}
+        state = {name: tensor.cpu().numpy() for name, tensor in self.totals().items()}
         dims = ("layer", "expert")
         selected_LE = state["num_selected_LE"]
         known_LE = np.where(selected_LE > 0, selected_LE, np.nan)

@@ -91,7 +91,7 @@ class SharedTokens(Statistic[ExpertOutputs]):
         both_tKK = known_tK.unsqueeze(2) & known_tK.unsqueeze(1)  # an output of zeros has no direction
         cells_tKK = (groups_t[:, None, None] * self.num_experts + ids_tK[:, :, None]) * self.num_experts
         cells = (cells_tKK + ids_tK[:, None, :])[both_tKK]
-        shape = self.state["cosine_sum_LGEE"].shape[1:]
+        shape = self.state["num_shared_LGEE"].shape[1:]
         size = self.num_groups * self.num_experts**2
         self._combine("num_shared_LGEE", torch.bincount(cells, minlength=size).view(shape), position)
         sums_GEE = torch.bincount(cells, cosines_tKK[both_tKK], minlength=size).view(shape)
@@ -102,12 +102,12 @@ class SharedTokens(Statistic[ExpertOutputs]):
 
         Also by `layer, expert`: `output_norm`, `num_selected`. NaN where nothing was shared or selected.
         """
-        shared_LGEE, sums_LGEE = self.state["num_shared_LGEE"].cpu(), self.state["cosine_sum_LGEE"].cpu()
+        shared_LGEE, sums_LGEE = self.state["num_shared_LGEE"].cpu(), self.totals()["cosine_sum_LGEE"].cpu()
         shared_LEE, sums_LEE = shared_LGEE.sum(1), sums_LGEE.sum(1)
         cosine_LEE = sums_LEE / shared_LEE  # 0 / 0 is NaN: a gap
         without_GLEE = ((sums_LEE.unsqueeze(1) - sums_LGEE) / (shared_LEE.unsqueeze(1) - shared_LGEE)).transpose(0, 1)
         low_LEE, high_LEE = interval(cosine_LEE, without_GLEE, shared_LGEE.transpose(0, 1) > 0)
-        norms_LE = self.state["norm_sum_LE"].cpu() / self.state["num_selected_LE"].cpu()
+        norms_LE = self.totals()["norm_sum_LE"].cpu() / self.state["num_selected_LE"].cpu()
         by_pair, by_expert = ("layer", "expert", "other_expert"), ("layer", "expert")
         words = "cosine of two experts' outputs, mean over the tokens routed to both; diagonal 1"
         jackknife = f"95 % interval, delete-one jackknife over {self.num_groups} hash groups of documents"

@@ -136,7 +136,7 @@ class ExpertUsage(Statistic[Routing]):
         self._combine("counts_LHDE", cells_HDE.view(2, num_domains, -1), layer)
         self._combine("tokens_LHD", drawn.tokens_HD, layer)
         self._combine("documents_LHD", drawn.documents_HD, layer)
-        domains_DE = torch.zeros_like(self.state["probabilities_LDE"][layer])
+        domains_DE = probabilities_BE.new_zeros((num_domains, self.num_experts))
         domains_DE.index_add_(0, drawn.cells_B % num_domains, probabilities_BE)
         self._combine("probabilities_LDE", domains_DE, layer)
 
@@ -207,7 +207,7 @@ class ExpertUsage(Statistic[Routing]):
         """All measures of usage and specialization; see `moescope.statistics.usage_table.usage_table`."""
         return usage_table(
             UsageCounts(
-                **{name: tensor.cpu().numpy() for name, tensor in self.state.items()},
+                **{name: tensor.cpu().numpy() for name, tensor in self.totals().items()},
                 layers=self.layers,
                 domains=self.domains,
                 num_experts_per_token=self.num_experts_per_token,

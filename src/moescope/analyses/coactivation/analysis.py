@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.coactivation.table import pairs_frame, summary_frame
+from moescope.analyses.coactivation.top_pair import DEFINITIONS, top_pairs
 from moescope.context import Context
 from moescope.statistics.cooccurrence import ExpertCooccurrence
+from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,13 +40,19 @@ class Coactivation(Analysis):
     name: ClassVar[str] = "coactivation"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """Co-occurrence of experts."""
-        return cooccurrence(context)
+        """Co-occurrence of experts, and whole documents to test the most co-activated pair on."""
+        return {**cooccurrence(context), **routed_tokens(context)}
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer, expert, other_expert`: num_together, co-activation and lift, both also with `_chance`."""
+        """By `layer, expert, other_expert`: num_together, co-activation and lift, both also with `_chance`.
+
+        By `layer`: the pair selected on half of the documents, as measured on the others.
+        """
         names = ["coactivation", "coactivation_chance", "lift", "lift_chance"]
-        return statistics["cooccurrence"].compute()[["num_tokens", "num_selected", "num_together", *names]]
+        table = statistics["cooccurrence"].compute()[["num_tokens", "num_selected", "num_together", *names]]
+        documents = statistics["routed_tokens"]
+        assert isinstance(documents, RoutedTokens)
+        return table.assign(top_pairs(documents.sample(), context.model.num_experts_per_token).data_vars)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """`coactivation`: a row per layer. `coactivation_pairs`: each layer's pairs of highest lift."""
@@ -52,7 +60,7 @@ class Coactivation(Analysis):
 
     def arrays(self, table: xr.Dataset, context: Context) -> dict[str, dict[str, np.ndarray]]:
         """`coactivation`: every measure for every pair of experts, (layer, expert, other expert)."""
-        arrays = {str(name): values.values for name, values in table.data_vars.items()}
+        arrays = {str(name): values.values for name, values in table.data_vars.items() if name not in DEFINITIONS}
         return {"coactivation": {"layers": table["layer"].values, **arrays}}
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:

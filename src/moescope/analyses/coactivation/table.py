@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from moescope.analyses.coactivation.top_pair import DEFINITIONS
 from moescope.measures.constants import MIN_EXPECTED
 
 TOP_PAIRS = 50
@@ -57,7 +58,7 @@ def _by_layer(table: xr.Dataset) -> Iterator[_Pairs]:
 
 
 def summary_frame(table: xr.Dataset) -> pd.DataFrame:
-    """A row per layer: quantiles of the lift over pairs expected at least `MIN_EXPECTED` times."""
+    """A row per layer: quantiles of the lift over pairs expected `MIN_EXPECTED` times or more; the top pair."""
     rows = []
     for pairs in _by_layer(table):
         ranked_P = pairs.ranked_P
@@ -75,7 +76,8 @@ def summary_frame(table: xr.Dataset) -> pd.DataFrame:
                 "num_pairs_never_together": int((pairs.table["num_together"].values[pairs.i_P, pairs.j_P] == 0).sum()),
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    return frame.merge(table[list(DEFINITIONS)].to_dataframe().reset_index(), on="layer")
 
 
 def pairs_frame(table: xr.Dataset) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Findings of contribution: layers with an output near zero, and the expert of largest share."""
+"""Facts of contribution: layers with an output near zero, and the expert of largest share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, Verdict, count_of, interval_of, row
+from moescope.analyses.finding import Fact, Finding, count_of, interval_of, row
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ NEAR_ZERO = 0.05
 """A layer's output is near zero if its median expert's saliency is below this share of the median layer's."""
 
 
-def _layers_near_zero(results: Results) -> Finding | None:
+def _layers_near_zero(results: Results) -> Fact | None:
     """Layers whose experts' outputs are near zero; none is found where there are none."""
     frame = results.table("contribution")
     if frame is None or frame["layer"].nunique() < 3:
@@ -34,10 +34,10 @@ def _layers_near_zero(results: Results) -> Finding | None:
         f"{number(medians.median())}. Output shares at such a layer are shares of an output near zero."
     )
     title = f"Output norm near zero at layer{'s' if len(small) > 1 else ''} {layers}"
-    return Finding("contribution", title, text, "shown")
+    return Fact("contribution", title, text)
 
 
-def _largest_share(results: Results) -> Finding | None:
+def _largest_share(results: Results) -> Fact | None:
     frame = results.table("contribution_top")
     if frame is None or not frame["output_share"].notna().any():
         return None
@@ -59,11 +59,12 @@ def _largest_share(results: Results) -> Finding | None:
     if len(frame) > 1:
         text += f" at layer {fewest['layer']} and {most['num_experts_for_half']} at layer {most['layer']}"
     text += f"; with even shares, from {math.ceil(num_experts / 2)}."
-    title = f"Expert {best['expert']} of layer {best['layer']} has the largest share of its layer's output"
-    verdict: Verdict = "not testable" if math.isnan(best["output_share_ci_low"]) else "shown"
-    if best["output_share_ci_low"] <= 1 / num_experts:
-        title, verdict = "The largest output share does not exceed an even share (95 % CI)", "not shown"
-    return Finding("contribution", title, text, verdict)
+    title = (
+        f"Expert {best['expert']} of layer {best['layer']} has {percent(best['output_share'])} of its layer's output"
+    )
+    return Fact("contribution", title, text)
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_layers_near_zero, _largest_share]
+FINDINGS: list[Callable[[Results], Finding | None]] = []
+
+FACTS: list[Callable[[Results], Fact | None]] = [_layers_near_zero, _largest_share]

@@ -34,6 +34,7 @@ class Entropy(Analysis):
                 num_experts_per_token=model.num_experts_per_token,
                 domains=list(context.domains),
                 selects_by=model.selects_by,
+                seed=context.seed,
                 device=model.device,
             )
         }

@@ -35,4 +35,7 @@ def router_entropy_frame(table: xr.Dataset) -> pd.DataFrame:
         "layer": np.repeat(table["layer"].values, num_domains),
         "domain": np.tile(table["domain"].values.astype(object), num_layers),
     }
-    return pd.DataFrame(rows | {name: values.values.ravel() for name, values in columns.items()})
+    frame = pd.DataFrame(rows | {name: values.values.ravel() for name, values in columns.items()})
+    frame["layer_tied"] = np.repeat(table["entropy_tied_layer"].values, num_domains)
+    frame["domain_tied"] = np.tile(table["entropy_tied_domain"].values, num_layers)
+    return frame

@@ -8,10 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.paths.dependence import DEFINITIONS, dependence
 from moescope.analyses.paths.table import summary_frame, top_frame
 from moescope.context import Context
 from moescope.errors import MoescopeWarning
 from moescope.statistics.paths import ExpertPaths
+from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,20 +38,26 @@ class Paths(Analysis):
             )
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """Pairs of experts of consecutive layers."""
+        """Pairs of experts of consecutive layers, and whole documents to test their dependence on."""
         model = context.model
         return {
+            **routed_tokens(context),
             "paths": ExpertPaths(
                 layers=list(context.layers),
                 num_experts=model.num_experts,
                 num_experts_per_token=model.num_experts_per_token,
                 device=model.device,
-            )
+            ),
         }
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer` (and `next_layer`): normalized mutual information; by experts: transitions, lifts, flows."""
-        return statistics["paths"].compute()
+        """By `layer` (and `next_layer`): normalized mutual information, dependence on held-out documents.
+
+        By experts: transitions, lifts, flows.
+        """
+        documents = statistics["routed_tokens"]
+        assert isinstance(documents, RoutedTokens)
+        return statistics["paths"].compute().assign(dependence(documents.sample()).data_vars)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """`paths`: a row per pair of layers. `paths_top`: those of highest lift. Empty for one layer."""
@@ -59,7 +67,7 @@ class Paths(Analysis):
         """`paths`: counts, transitions, lifts, (earlier layer, its expert, next layer's expert)."""
         if not table.sizes["layer"]:
             return {}
-        arrays = {str(name): values.values for name, values in table.data_vars.items()}
+        arrays = {str(name): values.values for name, values in table.data_vars.items() if name not in DEFINITIONS}
         return {"paths": {"layers": table["layer"].values, "next_layers": table["next_layer"].values, **arrays}}
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:

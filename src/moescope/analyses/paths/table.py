@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from moescope.analyses.paths.dependence import DEFINITIONS
 from moescope.measures.constants import MIN_EXPECTED
 
 TOP_PATHS = 50
 
 
 def summary_frame(table: xr.Dataset) -> pd.DataFrame:
-    """A row per pair of consecutive layers: normalized mutual information, also under independent routing."""
-    names = ["num_tokens", "nmi", "nmi_chance", "top1_nmi", "top1_nmi_chance"]
+    """A row per pair of consecutive layers: normalized mutual information, dependence on held-out documents."""
+    names = ["num_tokens", "nmi", "nmi_chance", "top1_nmi", "top1_nmi_chance", *DEFINITIONS]
     return table[names].to_dataframe().reset_index()[["layer", "next_layer", *names]]
 
 

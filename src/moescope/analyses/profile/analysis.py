@@ -219,6 +219,7 @@ def profile_frame(table: xr.Dataset) -> pd.DataFrame:
         "balanced_accuracy": "label_balanced_accuracy",
         "ci_low": "label_ci_low",
         "ci_high": "label_ci_high",
+        "p_value": "label_p_value",
         "selection_half_balanced_accuracy": "label_selection_half_balanced_accuracy",
         "evaluation_half_num_tokens": "label_num_tokens",
         "evaluation_half_num_documents": "label_num_documents",

@@ -2,49 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding, count_of, interval_of, row
+from moescope.analyses.finding import Claim, count_of, interval_of, row
+from moescope.analyses.profile.labels import CHANCE
+from moescope.measures.constants import COVERAGE
+from moescope.measures.multiple import any_of, holm
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
     from moescope.results.reading import Results
 
-CHANCE = 0.5
-"""Balanced accuracy of a label that has nothing to do with the expert."""
 
-
-def _labels(results: Results) -> Finding | None:
+def _labels(results: Results) -> Claim | None:
     frame = results.table("profile")
     if frame is None or results.table("profile_best") is None:  # only some experts were asked for
         return None
     labeled = frame[(frame["label"] != "") & frame["balanced_accuracy"].notna()]
-    known = labeled[labeled["ci_low"].notna()]
-    if known.empty:
+    if labeled.empty:
         return None
     # Selected and evaluated on different halves of the documents.
-    best = row(known, known["selection_half_balanced_accuracy"].idxmax())
-    above = int((known["ci_low"] > CHANCE).sum())
+    best = row(labeled, labeled["selection_half_balanced_accuracy"].idxmax())
+    p_values = labeled["p_value"].tolist()
+    tested = [value for value in p_values if not math.isnan(value)]
+    above = sum(value <= 1 - COVERAGE for value in holm(tested))
     text = (
-        f"For {above:,} of {count_of(len(known), 'expert')} the 95 % CI of the label's balanced accuracy lies above "
-        f"chance ({CHANCE}) on held-out documents; the median is "
-        f"{number(float(known['balanced_accuracy'].median()))} on the evaluation half and "
-        f"{number(float(known['selection_half_balanced_accuracy'].median()))} on the selection half. Highest on the "
+        f"For {above:,} of {count_of(len(tested), 'expert')} that can be tested, the label's balanced accuracy on "
+        f"held-out documents exceeds chance ({CHANCE}; 5 % for any of them, Holm); the median is "
+        f"{number(float(labeled['balanced_accuracy'].median()))} on the evaluation half and "
+        f"{number(float(labeled['selection_half_balanced_accuracy'].median()))} on the selection half. Highest on the "
         f"selection half: expert {best['expert']} of layer {best['layer']}, {best['label']}: "
-        f"{number(best['balanced_accuracy'])} "
-        f"({interval_of(best['ci_low'], best['ci_high'])}). A label names what is routed to an expert, not what the "
-        "expert computes."
+        f"{number(best['balanced_accuracy'])} ({interval_of(best['ci_low'], best['ci_high'])}). A label names what is "
+        "routed to an expert, not what the expert computes."
     )
-    by_layer = known.groupby("layer")["balanced_accuracy"].median()
-    if len(by_layer) > 1:
-        text += (
-            f" Median balanced accuracy is highest at layer {by_layer.idxmax()}, lowest at layer {by_layer.idxmin()}."
-        )
-    if not above:
-        return Finding("profile", "No expert's label is above chance", text, "not shown")
-    title = f"A statistical label is above chance for {percent(above / len(known), 0)} of experts"
-    return Finding("profile", title, text, "shown")
+    share = above / len(tested) if tested else 0.0
+    return Claim(
+        "profile",
+        shown=f"A statistical label exceeds chance for {percent(share, 0)} of experts",
+        not_shown="No expert's label is shown to exceed chance",
+        not_testable="Labels of experts are not testable with this sample",
+        text=text,
+        p_value=any_of(p_values),
+    )
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_labels]
+FINDINGS: list[Callable[[Results], Claim | None]] = [_labels]

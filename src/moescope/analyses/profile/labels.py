@@ -12,7 +12,9 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
+from moescope.measures.clustered import MIN_CLUSTERS, MIN_EFFECTIVE
 from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.measures.resampling import poisson_weights
 from moescope.measures.usage import ratio, replicate_range
@@ -30,6 +32,8 @@ NOTE = (
     "A statistical label: the rule that best separates this expert's tokens from all others on one half of the "
     "documents, evaluated on the other. It names what is routed to the expert, not what the expert computes."
 )
+CHANCE = 0.5
+"""Balanced accuracy of a label that has nothing to do with the expert."""
 MOST_TOKENS = 10
 MIN_COUNT = 5
 """Token types seen less often on the selection half can't be part of a label."""
@@ -67,6 +71,8 @@ class Score:
         num_tokens: Tokens of the sample.
         num_selected: Those of them that selected the expert.
         num_documents: Documents that these are of.
+        p_value: One-sided, of a balanced accuracy of 0.5 or less; NaN where the expert's tokens are of too few
+            documents.
     """
 
     balanced_accuracy: float
@@ -75,6 +81,7 @@ class Score:
     num_tokens: int
     num_selected: int
     num_documents: int
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ def _scores(
 ) -> list[Score]:
     num_tokens, num_experts = selected_nE.shape
     if not num_tokens:
-        return [Score(np.nan, np.nan, np.nan, 0, 0, 0)] * num_experts
+        return [Score(np.nan, np.nan, np.nan, 0, 0, 0, np.nan)] * num_experts
     order_n = documents_n.argsort(kind="stable")
     hashes_B, starts_B = np.unique(documents_n[order_n], return_index=True)
     holds_nE, selected_nE = holds_nE[order_n], selected_nE[order_n]
@@ -294,9 +301,30 @@ def _scores(
     documents_E = (own_BE > 0).sum(axis=0)
     enough_E = documents_E >= MIN_DOCUMENTS
     low_E, high_E = np.where(enough_E, low_E, np.nan), np.where(enough_E, high_E, np.nan)
+    p_E = _p_values(value_E, true_BE, own_BE, false_BE, other_BE)
     return [
-        Score(float(value), float(low), float(high), num_tokens, int(own), int(documents))
-        for value, low, high, own, documents in zip(
-            value_E, low_E, high_E, selected_nE.sum(axis=0), documents_E, strict=True
+        Score(float(value), float(low), float(high), num_tokens, int(own), int(documents), float(p_value))
+        for value, low, high, own, documents, p_value in zip(
+            value_E, low_E, high_E, selected_nE.sum(axis=0), documents_E, p_E, strict=True
         )
     ]
+
+
+def _p_values(
+    value_E: NDArray, true_BE: NDArray, own_BE: NDArray, false_BE: NDArray, other_BE: NDArray
+) -> NDArray[np.float64]:
+    """One-sided t tests of the balanced accuracy against 0.5, linearized over documents.
+
+    Degrees of freedom are those of the documents that the expert's own tokens are of: few, for a rare expert.
+    """
+    own_E, other_E = own_BE.sum(axis=0), other_BE.sum(axis=0)
+    true_E, false_E = ratio(true_BE.sum(axis=0), own_E), ratio(false_BE.sum(axis=0), other_E)
+    influence_BE = (ratio(true_BE - true_E * own_BE, own_E) - ratio(false_BE - false_E * other_BE, other_E)) / 2
+    documents_E = (own_BE > 0).sum(axis=0)
+    effective_E = ratio(own_E**2, (own_BE**2).sum(axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error_E = np.sqrt(documents_E / (documents_E - 1) * (influence_BE**2).sum(axis=0))
+        p_E = student.sf((value_E - CHANCE) / error_E, effective_E - 1)
+    enough_E = (documents_E >= MIN_CLUSTERS) & (effective_E >= MIN_EFFECTIVE)
+    known_E: NDArray[np.float64] = np.where(enough_E, p_E, np.nan)
+    return known_E

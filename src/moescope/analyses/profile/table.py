@@ -146,6 +146,9 @@ def labels_part(statistic: Statistic, context: Context) -> xr.Dataset:
         "label_balanced_accuracy": (PAIR, score("balanced_accuracy"), one, f"balanced accuracy of the rule, {half}"),
         "label_ci_low": (PAIR, score("low"), one, "lower end of its 95 % interval; Poisson bootstrap over documents"),
         "label_ci_high": (PAIR, score("high"), one, "upper end"),
+        "label_p_value": (
+            PAIR, score("p_value"), "probability", "one-sided, of a balanced accuracy of 0.5 or less; over documents"
+        ),
         "label_num_tokens": (PAIR, score("num_tokens"), "tokens", f"tokens of the sample, {half}"),
         "label_num_selected": (PAIR, score("num_selected"), "tokens", "those of them that selected the expert"),
         "label_num_documents": (PAIR, score("num_documents"), "documents", "documents that these are of"),

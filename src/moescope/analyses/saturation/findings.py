@@ -1,18 +1,18 @@
-"""Findings of router saturation."""
+"""Fact of router saturation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Finding
+from moescope.analyses.finding import Fact, Finding
 from moescope.results.text import percent
 
 if TYPE_CHECKING:
     from moescope.results.reading import Results
 
 
-def _most_similar(results: Results) -> Finding | None:
+def _most_similar(results: Results) -> Fact | None:
     frame = results.table("saturation")
     if frame is None or not frame["topk_saturation"].notna().any():
         return None
@@ -36,7 +36,9 @@ def _most_similar(results: Results) -> Finding | None:
         earliest = str(means.index[0])
         text += f" Of {earliest}: {percent(means.loc[earliest, 'topk_saturation'])}."
     # There is no interval: agreement is counted over tokens, and its sampling error was not estimated.
-    return Finding("saturation", f"Routing most similar to the final model's: {best}", text, "not testable")
+    return Fact("saturation", f"Routing most similar to the final model's: {best}", text)
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [_most_similar]
+FINDINGS: list[Callable[[Results], Finding | None]] = []
+
+FACTS: list[Callable[[Results], Fact | None]] = [_most_similar]

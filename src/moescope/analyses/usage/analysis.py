@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.usage import table as rows
+from moescope.analyses.usage.set_information import set_information
 from moescope.context import Context
+from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 from moescope.statistics.usage import ExpertUsage
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ class Usage(Analysis):
     min_domains: ClassVar[int] = 2
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """The counts with their replicates."""
+        """The counts with their replicates, and whole documents with the experts their tokens selected."""
         model = context.model
         return {
+            **routed_tokens(context),
             "usage": ExpertUsage(
                 layers=list(context.layers),
                 num_experts=model.num_experts,
@@ -35,12 +38,18 @@ class Usage(Analysis):
                 domains=list(context.domains),
                 device=model.device,
                 seed=context.seed,
-            )
+            ),
         }
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """What `ExpertUsage.compute` gives; attrs also say how the family turns logits into probabilities."""
-        return statistics["usage"].compute().assign_attrs(scoring=context.model.scoring)
+        """What `ExpertUsage.compute` gives, and what the set of selected experts tells about the domain.
+
+        Attrs also say how the family turns logits into probabilities.
+        """
+        table = statistics["usage"].compute().assign_attrs(scoring=context.model.scoring)
+        documents = statistics["routed_tokens"]
+        assert isinstance(documents, RoutedTokens)
+        return table.assign(set_information(documents.sample(), len(context.domains), context.seed).data_vars)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """`usage`, `usage_load`, `usage_divergence`, `usage_information`, and the top experts in `specialists`."""

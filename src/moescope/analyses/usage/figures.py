@@ -156,26 +156,36 @@ def specialists(table: xr.Dataset, context: Context) -> Figure:
 
 @styled
 def information(table: xr.Dataset, context: Context) -> Figure:
-    """Mutual information of expert and domain per layer, with its range under the null."""
+    """Information about the domain per layer: of the set of selected experts, and of one of them with its null."""
     fig, ax = style.figure("column", 2.4)
     layers, name = table["layer"].values, "mutual_information"
     charts.band(ax, layers, table[f"{name}_null_low"].values, table[f"{name}_null_high"].values, color=style.NEUTRAL)
+    num_selected = context.model.num_experts_per_token
+    one = f"one of the {num_selected} selected" if num_selected > 1 else "the selected expert"
+    series = {one: table[name].values, f"null, {one}": table[f"{name}_null_mean"].values}
+    colors = {one: style.COLORS[0], f"null, {one}": style.NEUTRAL}
+    if num_selected > 1 and table["set_information"].notnull().any():
+        together = f"set of {num_selected} (lower bound)"
+        ends = (table[f"set_information_ci_{end}"].values for end in ("low", "high"))
+        charts.band(ax, layers, *ends, color=style.COLORS[1])
+        series, colors = {together: table["set_information"].values, **series}, colors | {together: style.COLORS[1]}
     charts.lines(
         ax,
         layers,
-        {"observed": table[name].values, "null": table[f"{name}_null_mean"].values},
+        series,
         xlabel="layer",
-        ylabel="I(expert; domain) (bits)",
-        colors={"null": style.NEUTRAL},
+        ylabel="information about the domain (bits)",
+        colors=colors,
         legend=False,
-        ylim=(0.0, None),
+        ylim=(min(0.0, float(np.nanmin(series[next(iter(series))]))), None),
     )
     charts.legend_above(ax)
     entropy, draws = float(table["domain_entropy"].values[0]), table.attrs["num_null"]
     caption(
         fig,
         context.caption,
-        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} random relabelings of documents",
+        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} random relabelings of documents; "
+        "band of the set: 95 % CI over held-out documents",
     )
     return fig
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from moescope.analyses.finding import (
     MOST_NAMED,
-    Finding,
+    Claim,
+    Fact,
     KeyNumber,
-    Verdict,
+    chance_of,
     count_of,
     interval_of,
+    named_with_ties,
     names_of,
     pooled,
     row,
@@ -40,83 +42,96 @@ def best_of_domains(results: Results) -> pd.DataFrame | None:
     return None if frame.empty else frame.drop_duplicates("domain").reset_index(drop=True)
 
 
-def _most_specialized(results: Results) -> Finding | None:
+def _most_specialized(results: Results) -> Claim | None:
     frame = best_of_domains(results)
     if frame is None:
         return None
-    # The first whose interval is known, if any is: too few documents are no evidence for or against.
-    known = frame.index[frame["lift_ci_low"].notna()]
-    best = row(frame, known[0] if len(known) else 0)
+    # Ranked on the selection half, by the lower end of the lift's interval there: one test on the evaluation half.
+    best = row(frame, 0)
     expert = f"expert {best['expert']} of layer {best['layer']}"
-    share, lift = percent(best["domain_specialization"]), number(best["lift"])
-    measured = (
-        f"On held-out documents (evaluation half), it is selected for {share} of the tokens of {best['domain']} "
-        f"({interval_of(best['ci_low'], best['ci_high'], share=True)}), {lift} times its mean over all domains "
-        f"({interval_of(best['lift_ci_low'], best['lift_ci_high'])}); uniform routing: "
-        f"{percent(best['uniform_baseline'])}. n = {count_of(best['num_tokens'], 'token')} of "
+    text = (
+        f"Of all experts and domains, {expert} for {best['domain']} has the highest lower end of the lift's CI on the "
+        f"selection half. On held-out documents (evaluation half) it is selected for "
+        f"{percent(best['domain_specialization'])} of the tokens of {best['domain']} "
+        f"({interval_of(best['ci_low'], best['ci_high'], share=True)}), {number(best['lift'])} times its mean over all "
+        f"domains ({interval_of(best['lift_ci_low'], best['lift_ci_high'])}{_p(best['lift_p_value'])}); uniform "
+        f"routing: {percent(best['uniform_baseline'])}. n = {count_of(best['num_tokens'], 'token')} of "
         f"{count_of(best['num_documents'], 'document')}."
     )
-    if best["lift_ci_low"] <= 1 or best["lift"] <= 1:
-        text = f"The candidate ranked first is {expert}, for {best['domain']}. {measured}"
-        return Finding("usage", "No expert is shown to be specialized in a domain", text, "not shown")
-    verdict: Verdict = "not testable" if math.isnan(best["lift_ci_low"]) else "shown"
-    return Finding("usage", f"The most specialized expert is {expert}, for {best['domain']}", measured, verdict)
-
-
-def _domains_with_specialists(results: Results) -> Finding | None:
-    frame = best_of_domains(results)
-    if frame is None:
-        return None
     known = frame[frame["lift_ci_low"].notna()]
-    if known.empty:
-        return None
-    specialists = known[known["lift_ci_low"] >= SPECIALIST_LIFT]
-    without = known[known["lift_ci_low"] < SPECIALIST_LIFT]
-    text = (
-        f"A specialist's lift for the domain is at least {number(SPECIALIST_LIFT)} at the lower end of its 95 % CI, on "
-        "held-out documents (evaluation half)."
+    if len(known):
+        text += _specialists(frame, known)
+    return Claim(
+        "usage",
+        shown=f"The most specialized expert is {expert}, for {best['domain']}",
+        not_shown="No expert is shown to be specialized in a domain",
+        not_testable="Whether an expert is specialized in a domain is not testable with this sample",
+        text=text,
+        p_value=best["lift_p_value"],
     )
-    different = len(specialists.drop_duplicates(["layer", "expert"]))
-    if different < len(specialists):
-        text += f" Some experts are the specialist of several domains: {count_of(different, 'different expert')}."
-    if len(specialists) and len(without):
-        text += f" No specialist for {names_of(without['domain'].tolist())}."
+
+
+def _specialists(frame: pd.DataFrame, known: pd.DataFrame) -> str:
+    """How many domains have a specialist, and which have none."""
+    has = known["lift_ci_low"] >= SPECIALIST_LIFT
+    text = (
+        f" The lower end of the lift's CI of the domain's best expert is at least {number(SPECIALIST_LIFT)} in "
+        f"{int(has.sum())} of {count_of(len(known), 'domain')}"
+    )
+    different = len(known[has].drop_duplicates(["layer", "expert"]))
+    text += f" ({count_of(different, 'different expert')})." if different < has.sum() else "."
+    if has.any() and not has.all():
+        text += f" Not in {names_of(known['domain'][~has].tolist())}."
     if len(frame) > len(known):
         text += f" Too few documents for an interval in {count_of(len(frame) - len(known), 'more domain')}."
-    verb = "has" if len(specialists) == 1 else "have"
-    title = f"{len(specialists)} of {len(known)} domains {verb} a specialist"
-    return Finding("usage", title, text, "shown" if len(specialists) else "not shown")
+    return text
 
 
-def _information(results: Results) -> Finding | None:
+def _p(p_value: float) -> str:
+    return "" if math.isnan(p_value) else f"; {chance_of(p_value)}"
+
+
+def _information(results: Results) -> Claim | None:
     frame = results.table("usage_information")
-    excess = "mutual_information_share_excess"
-    if frame is None or not frame[excess].notna().any():
+    if frame is None or frame.empty or "set_information" not in frame.columns:
         return None
-    best, least = row(frame, frame[excess].idxmax()), row(frame, frame[excess].idxmin())
-    bits, mean, low, high = (
-        number(best[f"mutual_information{ending}"]) for ending in ("", "_null_mean", "_null_low", "_null_high")
+    tested = frame[frame["set_information"].notna()]
+    best = row(frame, tested["set_information"].idxmax() if len(tested) else frame.index[0])
+    # Each layer's p-value is of the highest layer among permutations: the smallest is that of any layer.
+    p_value = float(frame["set_information_p_value"].min())
+    layers = frame["layer"][frame["set_information_tied"]].tolist()
+    num_selected = results.manifest.num_experts_per_token
+    text = ""
+    if len(tested):
+        what = f"the set of {num_selected} selected experts" if num_selected > 1 else "the selected expert"
+        text = (
+            f"At layer {best['layer']} {what} of a token carries {number(best['set_information'])} bits about its "
+            f"domain (a lower bound; {interval_of(best['set_information_ci_low'], best['set_information_ci_high'])}; "
+            f"{percent(best['set_information_share'])} of the domain's entropy), by a linear probe fitted on half of "
+            "the documents and evaluated on the others. Documents' labels permuted: mean "
+            f"{number(best['set_information_null_mean'])}, 95 % range {number(best['set_information_null_low'])} to "
+            f"{number(best['set_information_null_high'])} ({chance_of(p_value)} for any layer)."
+        )
+        if len(tested) > 1:
+            least = row(tested, tested["set_information"].idxmin())
+            text += f" Lowest at layer {least['layer']}: {number(least['set_information'])} bits."
+    if num_selected > 1 and not math.isnan(best["mutual_information"]):
+        text += (
+            f" One of the {num_selected}, drawn at random: {number(best['mutual_information'])} bits (null mean "
+            f"{number(best['mutual_information_null_mean'])})."
+        )
+    where = named_with_ties(layers, "layer") if layers else f"layer {best['layer']}"
+    return Claim(
+        "usage",
+        shown=f"Routing carries domain information{', most' if len(frame) > 1 else ''} at {where}",
+        not_shown="Routing is not shown to carry domain information above chance",
+        not_testable="Domain information of routing is not testable with this sample",
+        text=text.strip(),
+        p_value=p_value,
     )
-    text = (
-        f"At layer {best['layer']} the mutual information of expert and domain is {bits} bits (null, documents' labels "
-        f"drawn at random: mean {mean}, 95 % range {low} to {high}). Its excess over the null's mean is "
-        f"{percent(best[excess])} of the domain's entropy of {number(best['domain_entropy'])} bits."
-    )
-    above = int((frame["mutual_information"] > frame["mutual_information_null_high"]).sum())
-    if len(frame) > 1:
-        text += f" Lowest at layer {least['layer']}: {percent(least[excess])}."
-        text += f" Above the null's range at {above} of {len(frame)} layers."
-    if not above:
-        title = "Routing is not shown to carry domain information above chance"
-        return Finding("usage", title, text, "not shown")
-    if len(frame) == 1:
-        title = f"Routing at layer {best['layer']} carries domain information"
-        return Finding("usage", title, text, "shown")
-    title = f"Routing carries most domain information at layer {best['layer']}"
-    return Finding("usage", title, text, "shown")
 
 
-def _load(results: Results) -> Finding | None:
+def _load(results: Results) -> Fact | None:
     frame = pooled(results, "usage")
     if frame is None or frame.empty:
         return None
@@ -134,19 +149,15 @@ def _load(results: Results) -> Finding | None:
         f"selected less than {percent(RARE, 0)} as often as under uniform routing."
     )
     if unused.empty:
-        return Finding("usage", f"All {len(frame):,} experts are selected", text, "shown")
+        return Fact("usage", f"All {len(frame):,} experts are selected", text)
     named = [f"layer {layer}: {names_of(group['expert'].tolist())}" for layer, group in unused.groupby("layer")]
     listed = "; ".join(named[:MOST_NAMED]) + ("; ..." if len(named) > MOST_NAMED else "")
-    title = f"{len(unused):,} of {len(frame):,} experts were never selected"
-    return Finding("usage", title, f"{listed}. {text}", "shown")
+    return Fact("usage", f"{len(unused):,} of {len(frame):,} experts were never selected", f"{listed}. {text}")
 
 
-FINDINGS: list[Callable[[Results], Finding | None]] = [
-    _most_specialized,
-    _domains_with_specialists,
-    _information,
-    _load,
-]
+FINDINGS: list[Callable[[Results], Claim | None]] = [_most_specialized, _information]
+
+FACTS: list[Callable[[Results], Fact | None]] = [_load]
 
 KEY_NUMBERS = [
     KeyNumber("usage_load", "max_violation", "MaxVio", "highest load over the layer's mean, minus 1; balanced: 0"),

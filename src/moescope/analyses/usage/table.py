@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from moescope.analyses.usage.set_information import DEFINITIONS
 from moescope.measures.constants import ALL
 
 _LOAD = [
@@ -95,11 +96,16 @@ def divergence_frame(table: xr.Dataset) -> pd.DataFrame:
 
 
 def information_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer: mutual information, bits and share of H(domain), each with its null and its excess over it."""
+    """One row per layer: mutual information, bits and share of H(domain), each with its null and its excess over it.
+
+    And the information of the set of selected experts, where the table has it.
+    """
     bits = _with_null(table, "mutual_information")
     bits.insert(1, "num_tokens", table["num_tokens_all"].values)
     bits.insert(2, "domain_entropy", table["domain_entropy"].values)
-    return bits.merge(_with_null(table, "mutual_information_share"), on="layer")
+    frame = bits.merge(_with_null(table, "mutual_information_share"), on="layer")
+    names = [name for name in DEFINITIONS if name in table]
+    return frame.merge(table[names].to_dataframe().reset_index(), on="layer") if names else frame
 
 
 def _with_null(table: xr.Dataset, name: str) -> pd.DataFrame:

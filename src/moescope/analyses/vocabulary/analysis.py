@@ -8,10 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.vocabulary.dependence import dependence, dependence_frame
 from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.analyses.vocabulary.table import MIN_COUNT, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
 from moescope.errors import MoescopeWarning
+from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 from moescope.statistics.tokens import Reading, TokenUsage
 
 if TYPE_CHECKING:
@@ -51,7 +53,10 @@ class Vocabulary(Analysis):
             yield "predicted tokens are left out: with `layers` the model is not run to its end (`predictions` does)"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """One table of counts per reading and ranks; predicted tokens only where the whole depth runs."""
+        """One table of counts per reading and ranks; predicted tokens only where the whole depth runs.
+
+        And whole documents, to test the dependence on the token type on.
+        """
         model = context.model
         num_bytes = len(context.layers) * model.vocab_size * model.num_experts * 4
         wanted = [
@@ -69,7 +74,7 @@ class Vocabulary(Analysis):
                 MoescopeWarning,
                 stacklevel=2,
             )
-        statistics: dict[str, Statistic] = {}
+        statistics: dict[str, Statistic] = {**routed_tokens(context)}
         for reading, top1 in wanted[:num_counted]:
             statistics |= token_usage(context, reading, top1=top1)
         return statistics
@@ -79,11 +84,22 @@ class Vocabulary(Analysis):
 
         A reading that was left out has no tokens and no value.
         """
-        return table_of(statistics, context)
+        table, documents = table_of(statistics, context), statistics["routed_tokens"]
+        assert isinstance(documents, RoutedTokens)
+        found = dependence(documents.sample())
+        found = found.reindex(reading=table["reading"].values, fill_value={"dependence_tied": False})
+        return table.assign(found.data_vars).assign_attrs(found.attrs)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
-        """`vocabulary`: a row per layer, reading, ranks. `vocabulary_top_tokens`: the tokens of each expert."""
-        return {"vocabulary": vocabulary_frame(table), "vocabulary_top_tokens": top_tokens_frame(table)}
+        """`vocabulary`: a row per layer, reading, ranks. `vocabulary_top_tokens`: the tokens of each expert.
+
+        `vocabulary_dependence`: a row per layer and reading, on held-out documents.
+        """
+        return {
+            "vocabulary": vocabulary_frame(table),
+            "vocabulary_dependence": dependence_frame(table),
+            "vocabulary_top_tokens": top_tokens_frame(table),
+        }
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """Specialization per layer by reading, beside independent routing."""

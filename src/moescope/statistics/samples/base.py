@@ -31,8 +31,7 @@ class Sample(Statistic[Record]):
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.int64, *, empty: int = 0
     ) -> None:
         """Declares what is kept in each place, and what an empty place holds."""
-        self._declare(name, shape, dtype)
-        self.state[name].fill_(empty)
+        self.state[name] = torch.full(shape, empty, dtype=dtype, device=self.device)
         self._places.append(name)
 
     def merge(self, other: Self) -> Self:
