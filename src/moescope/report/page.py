@@ -104,8 +104,8 @@ def lede(results: Results) -> str:
     if manifest.corpus is None:
         return f"Their weights alone, of {results.layers_in_words}: no text was read."
     return (
-        f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus “{manifest.corpus}”{_window(results)}, "
-        f"seen at "
+        f"{manifest.num_tokens:,} tokens from {documents:,} documents{_window(results)} of the corpus "
+        f"“{manifest.corpus}”, seen at "
         f"{results.layers_in_words}. At each, the router selects {manifest.num_experts_per_token} of "
         f"{manifest.num_experts} experts for every token."
     )
@@ -114,7 +114,7 @@ def lede(results: Results) -> str:
 def _window(results: Results) -> str:
     """How much was taken of a document at most."""
     window = results.manifest.options.get("window")
-    return f", at most {window:,} of each" if isinstance(window, int) else ""
+    return f" (at most {window:,} tokens of each)" if isinstance(window, int) else ""
 
 
 @dataclass(frozen=True)

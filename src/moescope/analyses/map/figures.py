@@ -176,6 +176,8 @@ def recovered(table: xr.Dataset, about: str) -> Figure:
     fig, ax = style.figure("column", 2.4)
     layers = table["layer"].values
     for kind, color in COLORS.items():
+        if not np.isfinite(table[f"{kind}_accuracy"].values).any():
+            continue
         percents = {what: 100 * table[f"{kind}_{what}"].values for what in ("accuracy", "ci_low", "ci_high", "chance")}
         charts.band(ax, layers, percents["ci_low"], percents["ci_high"], color=color)
         charts.lines(ax, layers, {kind: percents["accuracy"]}, colors={kind: color}, legend=False)

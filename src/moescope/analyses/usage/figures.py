@@ -58,7 +58,8 @@ def load(table: xr.Dataset, context: Context) -> Figure:
     ]
     for ax, (name, title, limits, uniform) in zip(axes, panels, strict=True):
         low_L, high_L = (end.reduce(table[name].values, axis=-1) for end in (np.fmin, np.fmax))  # NaN is left out
-        charts.band(ax, layers, low_L, high_L, color=style.COLORS[0], label="range over domains")
+        if table.sizes["domain"] > 1:
+            charts.band(ax, layers, low_L, high_L, color=style.COLORS[0], label="range over domains")
         charts.lines(
             ax,
             layers,

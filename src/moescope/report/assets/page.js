@@ -6,7 +6,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.querySelector("button").addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
       const numeric = head.classList.contains("number");
-      const key = (row) => row.cells[column].dataset.key;
+      const key = (row) => row.cells[column].dataset.key ?? row.cells[column].textContent;
       const order = numeric
         ? (a, b) => key(a) - key(b)
         : (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
