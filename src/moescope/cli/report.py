@@ -27,8 +27,8 @@ def report(
     """Answer every question in one pass and write a page about it.
 
     Runs the text through the model once, writes the tables, figures and manifest of all analyses, and index.html: a
-    page for the browser with the findings first; it needs no network, shows the folder's figures and links to its tables. With the defaults, about
-    three minutes on two cores.
+    page for the browser with the findings first; it needs no network, shows the folder's figures and links to its
+    tables. With the defaults, about three minutes on two cores.
 
     Args:
         options: Which model, text, layers, folder.
@@ -49,7 +49,9 @@ def report(
         return
     if analyses and skip:
         raise UsageError("--analyses was given with --skip", remedy="name the parts you want, or those you don't")
-    run_analyses(analyses, options, command="report", skip=skip or (), finish=partial(write_page, single_file=single_file))
+    run_analyses(
+        analyses, options, command="report", skip=skip or (), finish=partial(write_page, single_file=single_file)
+    )
 
 
 def write_page(folder: Path, *, single_file: bool = False) -> None:

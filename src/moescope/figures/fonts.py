@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from pathlib import Path
 
 from matplotlib import font_manager
 from matplotlib.font_manager import FontEntry, FontPath, FontProperties, findfont, get_font
@@ -101,9 +102,10 @@ def families(texts: Iterable[str], family: str = SANS) -> list[str]:
     return [family, *dict.fromkeys(entry.name for entry in sorted(set(found), key=_merit))]
 
 
+@cache
 def has_postscript_outlines(family: str) -> bool:
     """Whether a font has PostScript (CFF) outlines, which a PDF can't hold as TrueType."""
-    with open(findfont(FontProperties(family=family)), "rb") as file:
+    with Path(findfont(FontProperties(family=family))).open("rb") as file:
         head = file.read(16)
         if head[:4] == b"ttcf":
             file.seek(int.from_bytes(head[12:16], "big"))
@@ -146,7 +148,7 @@ def _head(text: str, size: float, width: float, family: str) -> str:
 
 
 def shortened(text: str, size: float, width: float, family: str = SANS, *, tail: float = 0.4) -> str:
-    """Drawable text, with … in its middle where it is wider than `width` points; `tail`: the end's share of the room."""
+    """Drawable text, with … in its middle where it is wider than `width` points; its end gets `tail` of the room."""
     text = drawable(text, family)
     if text_width(text, size, family) <= width:
         return text

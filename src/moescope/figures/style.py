@@ -248,7 +248,7 @@ class StyledFigure(Figure):
         if kind == "pdf":
             kwargs.setdefault("metadata", {"CreationDate": None})
             if any(has_postscript_outlines(family) for family in self.find_fonts()):
-                # Their outlines can't be embedded as TrueType; matplotlib 3.11 takes PDFs' size of subsets from ps.fonttype.
+                # Their outlines can't be embedded as TrueType. matplotlib 3.11 reads ps.fonttype for PDFs' subsets too.
                 matplotlib.rcParams.update({"pdf.fonttype": 3, "ps.fonttype": 3})
         if kind == "png":
             kwargs["metadata"] = {"Description": description(self)} | (kwargs.get("metadata") or {})

@@ -124,7 +124,8 @@ class Atlas(AtlasOptions, Analysis):
         yield "atlas_experts", partial(draw.experts, table, context)
         if len(context.domains) > 1:
             yield "atlas_domains", partial(draw.domains, table, context)
-        yield "atlas_top", partial(draw.top, table, context)
+        if not top_frame(table, seed=context.seed).empty:  # both halves have documents
+            yield "atlas_top", partial(draw.top, table, context)
         if table.sizes["ablation"] > 1:
             yield "atlas_ablated", partial(draw.agreement, table, context)
         yield "atlas_relations", partial(draw.relations, table, context)
