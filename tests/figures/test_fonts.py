@@ -39,7 +39,7 @@ def square_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     builder.setupGlyf({".notdef": square, "square": square})
     builder.setupHorizontalMetrics({".notdef": (800, 0), "square": (1600, 0)})
     builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": "Only Squares", "styleName": "Regular"})
+    builder.setupNameTable({"familyName": "Only Squares", "styleName": "Regular", "psName": "OnlySquares"})
     builder.setupOS2()
     builder.setupPost()
     builder.save(tmp_path / "squares.ttf")

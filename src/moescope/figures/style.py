@@ -321,7 +321,8 @@ def caption(fig: Figure, about: str, note: str = "") -> None:
         note: What else a reader must know to use the numbers, e.g. "bands: 5-95 % of tokens".
     """
     inches, height = (float(size) for size in fig.get_size_inches())
-    lines = wrapped(f"{about} · {note}" if note else about, PRINT_FONT_SIZE, inches * 72 - 5, most_lines=None)
+    width = 0.94 * inches * POINTS - 3  # on screens, letters of this size are up to 6 % wider than in print
+    lines = wrapped(f"{about} · {note}" if note else about, PRINT_FONT_SIZE, width, most_lines=None)
     room = (len(lines) * PRINT_FONT_SIZE * 1.25 + 4) / 72
     height += room
     fig.set_size_inches(inches, height)
