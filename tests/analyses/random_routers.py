@@ -17,10 +17,11 @@ from moescope.analyses.finding import Finding, find
 from moescope.context import Context, ModelInfo
 from moescope.records import Routing, TokenBatch
 from moescope.results.reading import Results
+from moescope.statistics.samples.routed import RoutedDocuments, RoutedTokens
 from tests.report.folders import manifest
 
 LAYERS, NUM_EXPERTS, NUM_SELECTED, VOCAB_SIZE = (0, 1, 2, 3), 16, 4, 60
-QUESTIONS = ("usage", "vocabulary", "coactivation", "paths", "entropy", "overlap")
+QUESTIONS = ("usage", "vocabulary", "coactivation", "paths", "entropy")
 
 Preferences = Callable[[np.random.Generator, TokenBatch, int], np.ndarray]
 """Logits (T, E) of one layer: what a router would prefer, beside noise of its own for each token."""
@@ -80,6 +81,19 @@ def routings(seed: int, tokens: TokenBatch, preferences: Preferences) -> list[Ro
     return made
 
 
+def routed(
+    seed: int, preferences: Preferences, *, num_domains: int = 4, per: int = 12, num_samples: int = 200_000
+) -> RoutedDocuments:
+    """The sample of whole documents, with this router's experts."""
+    tokens = documents(seed, [f"domain {index}" for index in range(num_domains)], per)
+    statistic = RoutedTokens(
+        layers=LAYERS, num_experts=NUM_EXPERTS, num_experts_per_token=NUM_SELECTED, num_samples=num_samples, seed=seed
+    )
+    for routing in routings(seed, tokens, preferences):
+        statistic.update(routing)
+    return statistic.sample()
+
+
 def findings(seed: int, preferences: Preferences, *, num_domains: int = 4, per: int = 12) -> list[Finding]:
     """All findings of one run of the questions about routing."""
     domains = [f"domain {index}" for index in range(num_domains)]
@@ -94,15 +108,19 @@ def findings(seed: int, preferences: Preferences, *, num_domains: int = 4, per: 
         layers=LAYERS, domains=domains, groups={}, corpus_name="made", num_tokens=tokens.num_tokens, seed=seed,
         predictions=False,
     )  # fmt: skip
-    frames = {}
+    analyses = [registry.find(name) for name in QUESTIONS]
+    asked = [analysis.statistics(context) for analysis in analyses]
+    # What two questions give the same key is fed once, as in a run.
+    shared = {key: statistic for statistics in asked for key, statistic in statistics.items()}
     made = routings(seed, tokens, preferences)
-    for name in QUESTIONS:
-        analysis = registry.find(name)
-        statistics = analysis.statistics(context)
-        for statistic in statistics.values():
-            for routing in made:
-                bare = dataclasses.replace(routing, logits_TE=None) if statistic.needs_predictions else routing
-                statistic.update(bare)
-        frames |= analysis.frames(analysis.table(statistics, context), context)
+    for statistic in shared.values():
+        for routing in made:
+            bare = dataclasses.replace(routing, logits_TE=None) if statistic.needs_predictions else routing
+            statistic.update(bare)
+    frames = {}
+    for analysis, statistics in zip(analyses, asked, strict=True):
+        frames |= analysis.frames(analysis.table({key: shared[key] for key in statistics}, context), context)
+    if "lift_p_value" not in frames["specialists"]:
+        frames["specialists"]["lift_p_value"] = np.nan
     facts = {"num_experts": NUM_EXPERTS, "num_experts_per_token": NUM_SELECTED, "layers": list(LAYERS)}
     return find(Results(Path("nowhere"), manifest(**facts), given=frames))

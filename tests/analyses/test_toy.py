@@ -48,7 +48,12 @@ def test_the_command_line_has_it(model_folder, corpus_folder, tmp_path, capsys):
     out = tmp_path / "out"
     sample = ["--model", str(model_folder), "--corpus", str(corpus_folder), "--num-tokens", "600"]
     assert launch(build(), ["toy", *sample, "--step", "3", "--out", str(out)]) == 0
-    assert "Tokens were counted" in capsys.readouterr().out
+    out_text = capsys.readouterr().out
+    assert "Layers are not shown to see different" in out_text and "Tokens were counted" in out_text
+    (finding,) = json.loads((out / "findings.json").read_text())
+    assert (finding["topic"], finding["verdict"], finding["p_value"]) == ("toy", "not shown", 1.0)
+    (fact,) = json.loads((out / "facts.json").read_text())
+    assert (fact["topic"], fact["title"]) == ("toy", "Tokens were counted")
     assert (out / "tables" / "toy.csv").is_file() and (out / "figures" / "toy_steps.png").is_file()
     assert json.loads((out / "manifest.json").read_text())["options"]["toy"] == {"step": 3}
 
@@ -64,6 +69,7 @@ def test_the_report_has_it(model_folder, corpus_folder, tmp_path, capsys):
     sample = ["--model", str(model_folder), "--corpus", str(corpus_folder), "--num-tokens", "600"]
     assert launch(build(), ["report", "--analyses", "toy", "entropy", *sample, "--out", str(out)]) == 0
     page = (out / "index.html").read_text(encoding="utf-8")
+    assert "Layers are not shown to see different" in page
     assert 'id="toy"' in page and "Tokens were counted" in page and "Steps of each layer." in page
 
 
@@ -73,6 +79,7 @@ def test_python_has_it(model_folder, corpus_folder):
     assert run.tables["toy"].attrs["num_experts"] == model.num_experts
     assert set(run.frames) == {"toy"} and list(run.figures) == ["toy_steps"]
     assert run.figures["toy_steps"] is not run.figures["toy_steps"]
-    assert [finding.topic for finding in run.findings] == ["toy"]
+    assert [(finding.topic, finding.verdict) for finding in run.findings] == [("toy", "not shown")]
+    assert [fact.topic for fact in run.facts] == ["toy"]
     everything = registry.find("toy", in_report=True)
     assert everything == Toy(step=7)

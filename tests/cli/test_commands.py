@@ -29,6 +29,7 @@ def test_one_question_leaves_a_folder_and_says_where(moescope, here, given, repo
         "state",
         "figures",
         "findings.json",
+        "facts.json",
         "manifest.json",
     }
     frame = pd.read_csv(folder / "tables" / "router_entropy.csv")

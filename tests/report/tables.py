@@ -23,6 +23,7 @@ def specialists(**changes: list) -> pd.DataFrame:
         "lift": [2.5, 1.5, 1.4],
         "lift_ci_low": [2.25, 1.2, 1.1],
         "lift_ci_high": [2.75, 1.8, 1.7],
+        "lift_p_value": [0.0002, 0.001, 0.002],
         "uniform_baseline": [0.5] * 3,
         "selection_half_domain_specialization": [0.9] * 3,
         "selection_half_lift": [3.0, 2.0, 1.5],
@@ -40,6 +41,15 @@ def information(**changes: list) -> pd.DataFrame:
         "mutual_information_null_low": [0.01, 0.02],
         "mutual_information_null_high": [0.06, 0.0871],
         "mutual_information_share_excess": [-0.01, 0.3],
+        "set_information": [0.04, 0.61],
+        "set_information_ci_low": [-0.02, 0.52],
+        "set_information_ci_high": [0.1, 0.7],
+        "set_information_null_mean": [-0.11, -0.12],
+        "set_information_null_low": [-0.16, -0.17],
+        "set_information_null_high": [-0.05, -0.0654],
+        "set_information_share": [0.04, 0.61],
+        "set_information_p_value": [0.03, 0.0003],
+        "set_information_tied": [False, True],
     }
     return pd.DataFrame(columns | changes)
 
@@ -75,7 +85,7 @@ def load(**changes: list) -> pd.DataFrame:
     return pd.DataFrame(columns | changes)
 
 
-def entropy() -> pd.DataFrame:
+def entropy(**changes: list) -> pd.DataFrame:
     columns = {
         "layer": [1, 1, 1, 7, 7, 7],
         "domain": ["all", "law", "verse"] * 2,
@@ -83,8 +93,10 @@ def entropy() -> pd.DataFrame:
         "entropy_mean": [1.2, 1.1, 1.3, 0.9, 0.8, 1.0],
         "normalized_entropy_mean": [0.866, 0.8, 0.92, 0.65, 0.6, 0.7],
         "top1_probability_mean": [0.4, 0.45, 0.35, 0.6, 0.65, 0.55],
+        "layer_tied": [True] * 3 + [False] * 3,
+        "domain_tied": [False, False, True] * 2,
     }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns | changes)
 
 
 def vocabulary() -> pd.DataFrame:
@@ -96,8 +108,27 @@ def vocabulary() -> pd.DataFrame:
         "min_count": [10] * 6,
         "vocabulary_specialization": [0.9, 0.99, 0.7, 0.8, 0.99, 0.75],
         "vocabulary_specialization_chance": [0.65, 0.4, 0.65, 0.65, 0.4, 0.65],
+        "evaluation_half_vocabulary_specialization": [0.78, 0.97, 0.6, 0.83, 0.96, 0.99],
+        "evaluation_half_vocabulary_specialization_chance": [0.5, 0.25, 0.5, 0.51, 0.25, 0.5],
+        "evaluation_half_num_types": [90, 90, 80, 91, 90, 80],
     }
     return pd.DataFrame(columns)
+
+
+def vocabulary_dependence(**changes: list) -> pd.DataFrame:
+    columns = {
+        "layer": [1, 1, 7, 7],
+        "reading": ["input", "next"] * 2,
+        "dependence": [0.31, 0.05, 0.12, 0.04],
+        "dependence_ci_low": [0.27, 0.03, 0.09, 0.02],
+        "dependence_ci_high": [0.35, 0.07, 0.15, 0.06],
+        "dependence_p_value": [0.0004, 0.01, 0.002, 0.02],
+        "dependence_tied": [True, True, False, True],
+        "difference": [0.17] * 4,
+        "difference_ci_low": [0.14] * 4,
+        "difference_ci_high": [0.2] * 4,
+    }
+    return pd.DataFrame(columns | changes)
 
 
 def coactivation_pairs() -> pd.DataFrame:
@@ -115,12 +146,35 @@ def coactivation_pairs() -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def coactivation() -> pd.DataFrame:
-    return pd.DataFrame({"layer": [1, 7], "num_pairs": [6, 5], "lift_q95": [1.3, 2.5]})
+def coactivation(**changes: list) -> pd.DataFrame:
+    columns = {
+        "layer": [1, 7],
+        "num_pairs": [6, 5],
+        "lift_q95": [1.3, 2.5],
+        "top_expert": [0, 1],
+        "top_other_expert": [2, 3],
+        "top_excess_selection_half": [4.2, 9.7],
+        "top_lift": [3.9, 2.8],
+        "top_lift_chance": [0.66, 0.71],
+        "top_lift_ci_low": [3.1, 2.3],
+        "top_lift_ci_high": [4.7, 3.3],
+        "top_p_value": [0.4, 0.0005],
+    }
+    return pd.DataFrame(columns | changes)
 
 
 def paths(**changes: list) -> pd.DataFrame:
-    columns = {"layer": [1], "next_layer": [7], "top1_nmi": [0.31], "top1_nmi_chance": [0.002]}
+    columns = {
+        "layer": [1],
+        "next_layer": [7],
+        "top1_nmi": [0.31],
+        "top1_nmi_chance": [0.002],
+        "dependence": [0.23],
+        "dependence_ci_low": [0.19],
+        "dependence_ci_high": [0.27],
+        "dependence_p_value": [0.0006],
+        "dependence_tied": [True],
+    }
     return pd.DataFrame(columns | changes)
 
 
@@ -132,6 +186,7 @@ def everything() -> dict[str, pd.DataFrame]:
         "usage_load": load(),
         "router_entropy": entropy(),
         "vocabulary": vocabulary(),
+        "vocabulary_dependence": vocabulary_dependence(),
         "coactivation_pairs": coactivation_pairs(),
         "coactivation": coactivation(),
         "paths": paths(),

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from moescope.analyses.finding import find
+from moescope.analyses.finding import facts, find
 from moescope.report.page import render
 from moescope.results.reading import Results
 from tests.analyses.atlas import test_findings as atlas
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).with_name("golden_page.txt")
 
 
 def tables() -> dict:
-    """Every table that findings are drawn from."""
+    """Every table that findings and facts are drawn from."""
     pooled = [
         relations.relations("similarity.cka", "coactivation.lift", 0.5, "output CKA, co-activation"),
         relations.relations("weights.joined_matched_cosine", "similarity.cka", 0.5, "weights, CKA"),
@@ -59,8 +59,9 @@ def written() -> str:
             Path(folder) / "report", tables(), analyses=[*["entropy", "usage", "vocabulary", "paths", "atlas"]]
         )
         pieces = [" ".join(piece.split()) for piece in Page(render(path)).paragraphs]
-        topics = {finding.topic for finding in find(Results.read(path))}
-    assert len(topics) >= 10, "a table that no finding is drawn from"
+        read = Results.read(path)
+        topics = {made.topic for made in (*find(read), *facts(read))}
+    assert len(topics) >= 12, "a table that no finding or fact is drawn from"
     prose = [piece for piece in dict.fromkeys(pieces) if re.search(r"[^\W\d_]{2}", piece)]
     return "\n".join(line for piece in prose for line in [*textwrap.wrap(piece, 118), ""])
 

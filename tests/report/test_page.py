@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from moescope.analyses import registry, words
-from moescope.analyses.finding import find
+from moescope.analyses.finding import chance_of, facts, find
 from moescope.errors import ResultsError
 from moescope.report.page import PAGE, SINGLE_FILE, render, spark, write
 from moescope.results import DomainSample
@@ -41,7 +41,8 @@ def test_every_element_is_closed(page):
 
 def test_it_leads_with_what_and_what_was_found(folder, page):
     assert page.all("title")
-    found = find(Results.read(folder))
+    results = Results.read(folder)
+    found = [*find(results), *facts(results)]
     (heading,) = (text for text in page.headings if "toy" in text)
     assert unsaid(heading, "8", "2") == []
     titles = [" ".join(one.title.split()) for one in found]
@@ -51,6 +52,22 @@ def test_it_leads_with_what_and_what_was_found(folder, page):
     assert page.text.rindex(heading) < places[0]
     assert places[-1] < page.text.index("max_violation")  # tables come after
     assert "91.2\N{NO-BREAK SPACE}%" in " ".join(page.words)
+
+
+def test_each_finding_has_its_verdict_and_facts_have_none(folder):
+    weak = tables.everything() | {"paths": tables.paths(dependence_p_value=[0.7])}
+    weak["coactivation"] = tables.coactivation(top_p_value=[float("nan")] * 2)
+    results = Results(folder, Results.read(folder).manifest, given=weak)
+    assert {finding.verdict for finding in find(results)} == {"shown", "not shown", "not testable"}
+    page = Page(render(write_folder(folder.parent / "weak", weak, analyses=["usage", "paths", "coactivation"])))
+    items = [attributes["class"] for attributes in page.all("li") if attributes.get("class")]
+    assert items == [finding.verdict.replace(" ", "-") for finding in find(results)]
+    for finding in find(results):
+        # Verdict and adjusted p-value stand before the title.
+        before = page.text[: page.text.index(" ".join(finding.title.split()))]
+        adjusted = "" if finding.p_value is None else f" (adjusted {chance_of(finding.p_value)})"
+        assert before.rstrip().endswith(f"· {finding.verdict}{adjusted}"), before[-80:]
+    assert page.text.index("Facts of this sample") < page.text.index(facts(results)[0].title)
 
 
 def test_nothing_is_requested_from_anywhere(folder, page):
@@ -160,8 +177,10 @@ def test_parts_that_were_not_run_leave_no_hole(tmp_path):
     folder = write_folder(tmp_path / "out", {"router_entropy": tables.entropy()}, analyses=["entropy"])
     page = Page(render(folder))
     assert page.open == []
-    (finding,) = find(Results.read(folder))
-    assert finding.title in page.text
+    results = Results.read(folder)
+    assert find(results) == []
+    (fact,) = facts(results)
+    assert fact.title in page.text
     for part in ("usage", "vocabulary", "paths"):
         assert part not in {link["href"].lstrip("#") for link in page.all("a")}
 

@@ -161,7 +161,7 @@ def print_summary(path: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from moescope.analyses.finding import facts, find
+    from moescope.analyses.finding import Fact, Finding, facts, find
     from moescope.report.keynumbers import per_layer
     from moescope.results.reading import Results
 
@@ -175,6 +175,7 @@ def print_summary(path: Path) -> None:
         for row in numbers.rows:
             table.add_row(*row)
         show(table)
-    lines = [f"- {made.title}. {made.text}" for made in (*find(results), *facts(results))]
+    made: list[Finding | Fact] = [*find(results), *facts(results)]
+    lines = [f"- {one.title}. {one.text}" for one in made]
     print_line("\n".join(["", *lines, ""] if lines else [""]))
     print_line(f"Results: {path}")

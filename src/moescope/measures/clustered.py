@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from moescope.measures.constants import COVERAGE
+from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MIN_CLUSTERS = 8
+MIN_CLUSTERS = MIN_DOCUMENTS
 """Fewest documents for an interval or a test."""
-MIN_EFFECTIVE = 5.0
+MIN_EFFECTIVE = float(MIN_EFFECTIVE_DOCUMENTS)
 """Fewest effective documents."""
 
 
@@ -131,7 +131,10 @@ def not_distinguishable_groups(sums_RG: Floats, tokens_RG: Ints) -> NDArray[np.b
             continue
         error = np.sqrt((count - 1) / count * ((differences - differences.mean()) ** 2).sum())
         difference = mean_R[best] - mean_R[row]
-        ties[row] = not (error == 0 and difference > 0) and not student.sf(difference / error, count - 1) <= level
+        if error == 0:
+            ties[row] = difference == 0
+        else:
+            ties[row] = not student.sf(difference / error, count - 1) <= level
     return ties
 
 

@@ -15,9 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
-from moescope.measures.constants import COVERAGE
+from moescope.measures.constants import COVERAGE, NUM_PERMUTATIONS
 
-NUM_PERMUTATIONS = 999
 MOST_GROUPS = 64
 FEWEST_EXPERTS = 4
 _CHUNK_NUMBERS = 2**17

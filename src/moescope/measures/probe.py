@@ -56,14 +56,19 @@ class Probe:
         self._fit(features_NE, labels_N, self.penalty)
 
     def _fit(self, features_NE: NDArray[np.float32], labels_N: Ints, penalty: float) -> None:
+        from sklearn.dummy import DummyClassifier
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
+        self._model: LogisticRegression | Any
+        if len(np.unique(labels_N)) == 1:  # nothing to regress on
+            self._model = DummyClassifier(strategy="prior").fit(features_NE, labels_N)
+            return
         model = LogisticRegression(C=1 / (penalty * len(labels_N)), tol=1e-3, max_iter=100)
         with warnings.catch_warnings():
             # A probe that has not converged is judged on held-out documents all the same.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._model: LogisticRegression | Any = model.fit(features_NE, labels_N)
+            self._model = model.fit(features_NE, labels_N)
 
     def log_probabilities(self, features_NE: NDArray[np.float32]) -> Floats:
         """Log probability of each label for each token, nats, (N, num_labels)."""
@@ -74,4 +79,5 @@ class Probe:
         every_ND[:, self._model.classes_] = known_NC
         lowest_N1 = known_NC.min(axis=1, keepdims=True) - np.log(2)
         every_ND = np.where(np.isinf(every_ND), lowest_N1, every_ND)
-        return every_ND - np.log(np.exp(every_ND).sum(axis=1, keepdims=True))
+        normalized_ND: Floats = every_ND - np.log(np.exp(every_ND).sum(axis=1, keepdims=True))
+        return normalized_ND

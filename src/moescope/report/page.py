@@ -82,7 +82,10 @@ def write(folder: str | Path, *, single_file: bool = False) -> Path:
 
 def _put(folder: Path, name: str, page: str) -> Path:
     target, partial = folder / name, folder / f".{name}.partial"
-    partial.write_text(page, encoding="utf-8")
+    # Made anew: what lies there may be a link to something else.
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(page)
     partial.replace(target)
     return target
 

@@ -1,8 +1,8 @@
-"""The findings of contribution against tables made by hand."""
+"""The facts of contribution against tables made by hand."""
 
 import pandas as pd
 
-from moescope.analyses.finding import find
+from moescope.analyses.finding import Fact, facts, find
 from tests.report.folders import results
 from tests.report.tables import NAN
 
@@ -26,19 +26,25 @@ def leaders(**changes: list) -> pd.DataFrame:
     return pd.DataFrame(columns | changes)
 
 
+def found(**given) -> list[Fact]:
+    # The shares are levels: that the expert of the largest share has more than an even one is no claim.
+    assert find(results(given)) == []
+    return facts(results(given))
+
+
 def test_layers_with_an_output_near_zero():
     frame = contribution({1: [1.0, 2.0, 3.0], 2: [0.01, 0.02, 90.0], 3: [2.0, 2.0, 2.0], 7: [4.0, 4.0, NAN]})
-    (finding,) = find(results({"contribution": frame}))
-    assert (finding.topic, finding.verdict) == ("contribution", "shown")
-    assert finding.title.endswith("at layer 2")
-    assert "layer 2: 0.0200" in finding.text and "median layer: 2." in finding.text
-    assert find(results({"contribution": contribution({1: [1.0], 2: [0.5], 3: [0.9]})})) == []
+    (fact,) = found(contribution=frame)
+    assert fact.topic == "contribution"
+    assert fact.title.endswith("at layer 2")
+    assert "layer 2: 0.0200" in fact.text and "median layer: 2." in fact.text
+    assert found(contribution=contribution({1: [1.0], 2: [0.5], 3: [0.9]})) == []
 
 
 def test_the_largest_share_as_measured_on_the_evaluation_half():
-    (finding,) = find(results({"contribution_top": leaders()}))
-    assert (finding.topic, finding.verdict) == ("contribution", "shown")
-    assert "Expert 0 of layer 7" in finding.title
+    (fact,) = found(contribution_top=leaders())
+    assert fact.topic == "contribution"
+    assert fact.title == "Expert 0 of layer 7 has 45.0 % of its layer's output"
     for numbers in (
         "45.0 %",
         "41.0 to 49.0 %",
@@ -47,8 +53,10 @@ def test_the_largest_share_as_measured_on_the_evaluation_half():
         "1 expert at layer 7 and 2 at layer 1",
         "from 2.",
     ):
-        assert numbers in finding.text
-    (finding,) = find(results({"contribution_top": leaders(output_share_ci_low=[0.1, 0.2])}))
-    assert finding.verdict == "not shown" and "does not exceed" in finding.title
+        assert numbers in fact.text
+    # The layer is chosen on the half on which the expert is.
+    (other,) = found(contribution_top=leaders(selection_half_output_share=[0.5, 0.47]))
+    assert other.title.startswith("Expert 3 of layer 1 has 40.0 %")
     unknown = leaders(output_share_ci_low=[NAN, NAN], output_share_ci_high=[NAN, NAN])
-    assert find(results({"contribution_top": unknown}))[0].verdict == "not testable"
+    assert "too few documents for an interval" in found(contribution_top=unknown)[0].text
+    assert found(contribution_top=leaders(output_share=[NAN, NAN])) == []

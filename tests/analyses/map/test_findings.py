@@ -1,9 +1,8 @@
-"""The finding of the map against tables made by hand."""
+"""The fact of the map against tables made by hand."""
 
 import pandas as pd
-import pytest
 
-from moescope.analyses.finding import find
+from moescope.analyses.finding import Fact, facts, find
 from moescope.analyses.words import caption
 from tests.report.folders import results
 from tests.report.tables import NAN
@@ -25,30 +24,30 @@ def quality(**changes: list) -> pd.DataFrame:
     return pd.DataFrame(columns | changes)
 
 
+def found(**changes) -> list[Fact]:
+    given = {"map_quality": quality(**changes)}
+    assert find(results(given)) == []
+    return facts(results(given))
+
+
 def test_what_neighbors_recover():
-    (finding,) = find(results({"map_quality": quality()}))
-    assert (finding.topic, finding.verdict) == ("map", "shown")
-    assert "less so" in finding.title
+    (fact,) = found()
+    assert fact.topic == "map"
+    assert fact.title.endswith("the expert of 90.0 % of outputs")
     for numbers in (
         *("layer 7", "90.0 % of 200 outputs", "86.0 to 94.0 %", "chance 25.0 %", "layer 1, 80.0 %"),
         *("70.0 % (95 % interval 61.0 to 79.0 %; chance 50.0 %) at layer 7",),
     ):
-        assert numbers in finding.text
+        assert numbers in fact.text
 
 
-@pytest.mark.parametrize(
-    ("changes", "verdict", "word"),
-    [
-        ({"domain_ci_low": [0.4, 0.4]}, "shown", "but not the domain"),
-        ({"domain_chance": [1.0, 1.0]}, "shown", "recover the expert above chance"),
-        ({"expert_ci_low": [0.2, 0.2]}, "not shown", "do not recover"),
-        ({"expert_ci_low": [NAN, NAN]}, "not testable", "do not recover"),
-    ],
-)
-def test_what_neighbors_do_not_recover(changes, verdict, word):
-    (finding,) = find(results({"map_quality": quality(**changes)}))
-    assert finding.verdict == verdict and word in finding.title
-    assert ("domain" in finding.title) == ("domain_ci_low" in changes)
+def test_what_cannot_be_judged_is_left_out():
+    (fact,) = found(domain_accuracy=[NAN, NAN])
+    assert "Domains are not testable" in fact.text and "nan" not in fact.text
+    (fact,) = found(expert_accuracy=[0.8, NAN])
+    assert fact.title.endswith("80.0 % of outputs") and "at layer 1 " in fact.text.lower()
+    assert "chance 50.0 %)." in fact.text  # one layer: no highest
+    assert found(expert_accuracy=[NAN, NAN]) == []
 
 
 def test_captions_name_their_layer():

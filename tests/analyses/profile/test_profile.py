@@ -52,7 +52,7 @@ def profiles(files):
 
 
 def test_one_line_for_every_expert_and_the_index_finds_it(files, profiles):
-    assert set(files) == {LINES, INDEX, "findings.json"}
+    assert set(files) == {LINES, INDEX, "findings.json", "facts.json"}
     assert [(p.layer, p.expert) for p in profiles] == [(layer, expert) for layer in range(4) for expert in range(8)]
     raw = files[LINES].encode("utf-8")
     index = pd.read_csv(io.StringIO(files[INDEX]))

@@ -1,8 +1,8 @@
-"""The finding of router saturation from tables made by hand: topic, numbers, verdict."""
+"""The fact of router saturation from tables made by hand: topic and numbers."""
 
 import pandas as pd
 
-from moescope.analyses.finding import find
+from moescope.analyses.finding import facts, find
 from tests.report.folders import results
 
 
@@ -20,15 +20,17 @@ def saturation() -> pd.DataFrame:
 
 
 def test_the_checkpoint_most_similar_to_the_final_model() -> None:
-    (finding,) = find(results({"saturation": saturation()}))
-    assert (finding.topic, finding.verdict) == ("saturation", "not testable")
-    assert finding.title.endswith("late")
+    given = results({"saturation": saturation()})
+    assert find(given) == []
+    (fact,) = facts(given)
+    assert fact.topic == "saturation"
+    assert fact.title.endswith("late")
     for part in ("70.0 %", "25.0 %", "55.0 %", "layer 7 (80.0 %)", "layer 1 (60.0 %)", "early: 35.0 %"):
-        assert part in finding.text
+        assert part in fact.text
 
 
 def test_one_layer_and_one_checkpoint() -> None:
-    (finding,) = find(results({"saturation": saturation().iloc[2:3]}))
-    assert "60.0 %" in finding.text
-    assert "layer" not in finding.text
-    assert find(results({"saturation": saturation().assign(topk_saturation=float("nan"))})) == []
+    (fact,) = facts(results({"saturation": saturation().iloc[2:3]}))
+    assert "60.0 %" in fact.text
+    assert "layer" not in fact.text
+    assert facts(results({"saturation": saturation().assign(topk_saturation=float("nan"))})) == []

@@ -14,7 +14,7 @@ from moescope.analyses.atlas.options import Method
 from moescope.analyses.atlas.passes import Measured
 from moescope.analyses.atlas.relations import relations
 from moescope.interventions.controls import NUM_CONTROLS, matched_experts
-from moescope.interventions.document_effects import INTERVAL, Documents, domain_means
+from moescope.interventions.document_effects import EFFECTIVE, INTERVAL, P_VALUE, Documents, domain_means
 from moescope.measures.constants import ALL, MIN_DOCUMENTS
 from moescope.measures.resampling import halves
 from moescope.measures.usage import ratio
@@ -81,6 +81,10 @@ def _effects(measured: Measured, context: Context, method: Method, cells: Sequen
         for end, values_DP in (("low", means.low_DP), ("high", means.high_DP)):
             definition = f"{end} end of the {INTERVAL}, of: {effect}{added}"
             variables[f"{name}_ci_{end}"] = variable(CELLS, by_cell(values_DP), NATS, definition)
+        variables[f"{name}_p_value"] = variable(CELLS, by_cell(means.p_value_DP), "probability", P_VALUE + added)
+        variables[f"{prefix}effective_documents"] = variable(
+            CELLS, by_cell(means.effective_DP), "documents", EFFECTIVE + added
+        )
         counted = np.ones(len(half_G), np.int64) if within_G is None else within_G.astype(np.int64)
         for key, values_G, definition in (
             ("num_tokens", documents.predicted_G, "predicted tokens: those with a known next token"),
@@ -139,6 +143,8 @@ def _ablated(measured: Measured, context: Context, cells: Sequence[int]) -> dict
         "ablated_delta_loss": variable("ablation", exact.mean_DP[0], NATS, effect),
         "ablated_delta_loss_ci_low": variable("ablation", exact.low_DP[0], NATS, f"low end, {INTERVAL}"),
         "ablated_delta_loss_ci_high": variable("ablation", exact.high_DP[0], NATS, f"high end, {INTERVAL}"),
+        "ablated_p_value": variable("ablation", exact.p_value_DP[0], "probability", P_VALUE),
+        "ablated_effective_documents": variable("ablation", exact.effective_DP[0], "documents", EFFECTIVE),
         "ablated_gradient": variable(
             "ablation", estimate.mean_DP[0], NATS, "estimate by gradient on the same documents"
         ),
@@ -176,6 +182,8 @@ def atlas_frame(table: xr.Dataset) -> pd.DataFrame:
             "delta_loss_routed": column("delta_loss_routed"),
             "first_order": column("first_order"),
             "loss": column("loss"),
+            "p_value": column("delta_loss_p_value"),
+            "effective_documents": column("effective_documents"),
         }
     )
     measured_LE = np.isfinite(table["delta_loss"].values).any(1)
@@ -224,6 +232,8 @@ def top_frame(table: xr.Dataset, *, seed: int) -> pd.DataFrame:
                     "num_controls": len(controls),
                     "selection_half_delta_loss": float(of_expert["selection_half_delta_loss"]),
                     "loss": float(of_domain["loss"]),
+                    "p_value": float(of_expert["evaluation_half_delta_loss_p_value"]),
+                    "effective_documents": float(of_expert["evaluation_half_effective_documents"]),
                 }
             )
     return pd.DataFrame(rows)
@@ -239,6 +249,8 @@ def ablated_frame(table: xr.Dataset) -> pd.DataFrame:
         "ci_high": "ablated_delta_loss_ci_high",
         "delta_loss_gradient": "ablated_gradient",
         "first_order": "ablated_first_order",
+        "p_value": "ablated_p_value",
+        "effective_documents": "ablated_effective_documents",
     }
     frame = pd.DataFrame({column: table[name].values for column, name in names.items()})
     frame.insert(2, "num_tokens", int(table["ablated_num_tokens"]))

@@ -30,7 +30,7 @@ def _paths(results: Results) -> Claim | None:
         text += (
             f" Dependence learned on half of the documents, on the others: {number(best['dependence'])} nats "
             f"({interval_of(best['dependence_ci_low'], best['dependence_ci_high'])}; independent: 0; "
-            f"{chance_of(p_value)} for any of {len(frame)} pairs of layers)."
+            f"{chance_of(p_value)}{f' for any of {len(frame)} pairs of layers' if len(frame) > 1 else ''})."
         )
     if len(frame) == 1:
         shown = f"The expert at layer {best['next_layer']} depends on the expert at layer {best['layer']}"

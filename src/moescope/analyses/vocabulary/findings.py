@@ -51,7 +51,7 @@ def _dependence(results: Results) -> Claim | None:
             text += (
                 f" Difference between the two, mean over layers: "
                 f"{number(abs(float(frame['difference'].iloc[0])))} nats "
-                f"({interval_of(*sorted((abs(low), abs(high))))})."
+                f"({interval_of(min(abs(low), abs(high)), max(abs(low), abs(high)))})."
             )
     text += _shares(results.table("vocabulary"))
     return Claim(

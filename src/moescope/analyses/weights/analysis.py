@@ -6,7 +6,6 @@ outputs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -19,7 +18,7 @@ from moescope.analyses.weights import figures as draw
 from moescope.analyses.weights.matching import Neurons
 from moescope.analyses.weights.options import WeightsOptions
 from moescope.analyses.weights.table import expert_rows, layer_table, leading, pair_rows, stacked, summary_rows
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,10 +51,9 @@ class Weights(WeightsOptions, Analysis):
         matched = self._num_pairs(context)
         all_pairs = model.num_experts * (model.num_experts - 1) // 2
         if matched < all_pairs and self.pairs is None:
-            warnings.warn(
+            warn(
                 f"hidden neurons are matched in a random sample of {matched:,} of the {all_pairs:,} pairs of experts "
                 "of each layer, since all would take long; `pairs` sets the number",
-                MoescopeWarning,
                 stacklevel=2,
             )
         by_layer = []

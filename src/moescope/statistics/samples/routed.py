@@ -74,7 +74,8 @@ class RoutedDocuments:
 
     def expert_ids_NK(self, layer: int) -> Ints:
         """The experts selected at that layer, by rank."""
-        return self.expert_ids_LNK[list(self.layers).index(layer)].astype(np.int64)
+        expert_ids_NK: Ints = self.expert_ids_LNK[list(self.layers).index(layer)].astype(np.int64)
+        return expert_ids_NK
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class RoutedTokens(Sample[Routing]):
     All tokens whose (document's hash, position) is among the N smallest are kept; the last document may be cut, and
     `sample` leaves it out. A document is one row of one batch. The sample of two corpora is that of both together.
 
-    State: `N (8 * 5 + L K b)` bytes, b = 1 up to 256 experts and 2 beyond, whatever the number of tokens (33 MB for 16
+    State: `N (44 + L K b)` bytes, b = 1 up to 256 experts and 2 beyond, whatever the number of tokens (34 MB for 16
     layers, 200,000 tokens, K = 8).
 
     Args:

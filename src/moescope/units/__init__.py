@@ -1,0 +1,1 @@
+"""Runs cut into units of work that several processes and machines share, and that survive a kill."""
