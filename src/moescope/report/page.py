@@ -1,4 +1,4 @@
-"""A results folder as one self-contained HTML page."""
+"""A results folder as an HTML page: beside its figures, or as one file that stands alone."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PAGE = "index.html"
+SINGLE_FILE = "report.html"
 ASSETS = "assets"
+WINDOW = "Effective window (tokens of a document)"
 SPARK_WIDTH, SPARK_HEIGHT, SPARK_MARGIN = 220, 40, 4
 
 
-def render(folder: str | Path) -> str:
-    """The page about a results folder. Nothing but the folder is read, and the page asks for nothing from anywhere.
+def render(folder: str | Path, *, single_file: bool = False) -> str:
+    """The page about a results folder. Nothing but the folder is read, and the page asks for nothing from elsewhere.
+
+    Args:
+        folder: Where the results are.
+        single_file: The figures become a part of the page; else it shows the folder's, when they are scrolled to.
 
     Raises:
         ResultsError: It is no results folder.
@@ -50,22 +56,34 @@ def render(folder: str | Path) -> str:
         findings=find(results),
         facts=facts(results),
         specialists=specialists(results),
-        sections=sections(results),
+        sections=sections(results, single_file=single_file),
+        single_file=single_file,
         reproduction=reproduction(results),
         css=(assets / "page.css").read_text(encoding="utf-8"),
         script=(assets / "page.js").read_text(encoding="utf-8"),
     )
 
 
-def write(folder: str | Path) -> Path:
-    """Writes (or rewrites) the page of a results folder that is already there, and returns its place.
+def write(folder: str | Path, *, single_file: bool = False) -> Path:
+    """Writes (or rewrites) the page of a results folder that is already there.
+
+    Args:
+        folder: Where the results are.
+        single_file: Write `report.html` too, which is the same with all figures inside and needs nothing beside it.
+
+    Returns:
+        The path of `index.html`, or of `report.html` where that was asked for.
 
     Raises:
         ResultsError: It is no results folder.
     """
     folder = expanded(folder)
-    page = render(folder)
-    target, partial = folder / PAGE, folder / f".{PAGE}.partial"
+    target = _put(folder, PAGE, render(folder))
+    return _put(folder, SINGLE_FILE, render(folder, single_file=True)) if single_file else target
+
+
+def _put(folder: Path, name: str, page: str) -> Path:
+    target, partial = folder / name, folder / f".{name}.partial"
     # Made anew: what lies there may be a link to something else.
     partial.unlink(missing_ok=True)
     with partial.open("x", encoding="utf-8") as file:
@@ -91,10 +109,17 @@ def lede(results: Results) -> str:
     if manifest.corpus is None:
         return f"Their weights alone, of {results.layers_in_words}: no text was read."
     return (
-        f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus “{manifest.corpus}”, seen at "
+        f"{manifest.num_tokens:,} tokens from {documents:,} documents{_window(results)} of the corpus "
+        f"“{manifest.corpus}”, seen at "
         f"{results.layers_in_words}. At each, the router selects {manifest.num_experts_per_token} of "
         f"{manifest.num_experts} experts for every token."
     )
+
+
+def _window(results: Results) -> str:
+    """How much was taken of a document at most."""
+    window = results.manifest.options.get("window")
+    return f" (at most {window:,} tokens of each)" if isinstance(window, int) else ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +160,7 @@ def reproduction(results: Results) -> dict[str, Any]:
         ("Corpus", manifest.corpus or "none"),
         ("Corpus fingerprint", manifest.corpus_fingerprint or "–"),
         ("Seed", str(manifest.seed)),
-        *((name.replace("_", " ").capitalize(), _said(value)) for name, value in manifest.options.items()),
+        *((_option(name), _said(value)) for name, value in manifest.options.items()),
         ("moescope", manifest.moescope_version),
         ("torch", manifest.torch_version),
         ("transformers", manifest.transformers_version),
@@ -163,6 +188,10 @@ def command_line(results: Results) -> str:
         words += ["--corpus", manifest.corpus, "--num-tokens", str(num_tokens)]
     words += ["--layers", *map(str, manifest.layers), "--seed", str(manifest.seed), "--dtype", manifest.dtype]
     return shlex.join(words)
+
+
+def _option(name: str) -> str:
+    return WINDOW if name == "window" else name.replace("_", " ").capitalize()
 
 
 def _said(value: Any) -> str:
