@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
-from moescope.analyses.base import Analysis, Given
+from moescope.analyses.base import Analysis, Given, check_types
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
-from moescope.arguments import check_types
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
@@ -158,7 +157,7 @@ def capture(
     """
     started = time.perf_counter()
     numbers = {"num_tokens": num_tokens, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "seed": seed}
-    check_types(model, corpus, analyses, skip, predictions, **numbers)
+    check_types(model, corpus, analyses, skip, predictions, registry.names(), **numbers)
     if predictions and not model.complete:
         raise UsageError(
             f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
