@@ -101,23 +101,42 @@ def some_effects(seed: int, num_documents: int) -> tuple[np.ndarray, Documents]:
     return effects_GP, documents
 
 
-def test_means_are_per_token_and_intervals_cover() -> None:
-    covered = 0
-    for seed in range(100):
-        effects_GP, documents = some_effects(seed, 60)
-        means = domain_means(effects_GP, documents, 2, seed=seed)
-        at_G = documents.domain_ids_G == 1
-        assert means.mean_DP[2] == pytest.approx(effects_GP[at_G].sum(0) / documents.predicted_G[at_G].sum())
-        assert means.mean_DP[0] == pytest.approx(effects_GP.sum(0) / documents.predicted_G.sum())
-        covered += int(((means.low_DP[0] < [0.0, 0.5, 2.0]) & (means.high_DP[0] > [0.0, 0.5, 2.0])).sum())
-    assert 0.88 <= covered / 300 <= 0.99
+def test_means_are_per_token_and_intervals_are_symmetric_in_sign() -> None:
+    effects_GP, documents = some_effects(1, 60)
+    means = domain_means(effects_GP, documents, 2, seed=1)
+    turned = domain_means(-effects_GP, documents, 2, seed=1)
+    at_G = documents.domain_ids_G == 1
+    assert means.mean_DP[2] == pytest.approx(effects_GP[at_G].sum(0) / documents.predicted_G[at_G].sum())
+    assert means.mean_DP[0] == pytest.approx(effects_GP.sum(0) / documents.predicted_G.sum())
+    np.testing.assert_allclose(turned.low_DP, -means.high_DP)
+    assert (means.low_DP < means.mean_DP).all()
+    assert (means.p_value_DP[:, 2] < 1e-4).all()  # the mean effect is 2 times the spread over documents
+    np.testing.assert_allclose(turned.p_value_DP, 1 - means.p_value_DP)
+
+
+def test_what_one_document_carries_has_no_interval() -> None:
+    effects_GP, documents = some_effects(2, 40)
+    effects_GP[1:, 0] = 0.0
+    means = domain_means(effects_GP, documents, 0, seed=1)
+    assert means.effective_DP[0, 0] == pytest.approx(1)
+    assert np.isnan([means.low_DP[0, 0], means.high_DP[0, 0], means.p_value_DP[0, 0]]).all()
+    assert np.isfinite(means.low_DP[0, 1:]).all()
+
+
+def test_under_five_effective_documents_there_is_no_interval() -> None:
+    effects_GP, documents = some_effects(3, 30)
+    documents.predicted_G[0] = 100_000
+    means = domain_means(effects_GP, documents, 0, seed=1)
+    assert np.isnan(means.low_DP).all()
+    assert np.isfinite(means.mean_DP).all()
 
 
 def test_few_documents_have_no_interval_and_none_no_mean() -> None:
-    effects_GP, documents = some_effects(1, 14)
+    effects_GP, documents = some_effects(1, 12)
+    documents.domain_ids_G[:] = np.arange(12) % 2
     means = domain_means(effects_GP, documents, 3, seed=0)
     assert np.isfinite(means.low_DP[0]).all()
     assert np.isnan(means.low_DP[1:]).all()
     assert np.isnan(means.mean_DP[3]).all()
-    half = domain_means(effects_GP, documents, 3, within_G=np.zeros(14, bool), seed=0)
+    half = domain_means(effects_GP, documents, 3, within_G=np.zeros(12, bool), seed=0)
     assert np.isnan(half.mean_DP).all()

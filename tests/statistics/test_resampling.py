@@ -14,7 +14,7 @@ MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
 
 POISSON = [[3, 2, 3, 2, 1, 0, 0, 1], [0, 2, 0, 1, 1, 3, 0, 0], [1, 0, 2, 0, 1, 1, 0, 1], [1, 0, 2, 0, 0, 1, 0, 1]]
-LABELS = [[3, 1, 3, 1, 0, 4, 4, 3], [4, 2, 2, 0, 0, 2, 3, 1], [2, 2, 3, 2, 3, 4, 0, 2], [3, 0, 4, 3, 4, 3, 2, 0]]
+ORDER = [4357489006400456907, 7202416455794597336, 4491733144860116129, 8748201027571494996]
 HALVES = [1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1]
 SAMPLE = [2101758291130257842, 925363821313500645, 7597151337515457897, 4801509646421976977]
 
@@ -67,7 +67,7 @@ def test_draws_are_the_same_bits_in_numpy_and_torch():
     on_torch = torch.from_numpy(hashes_B)
     pairs = [
         (resampling.poisson_weights(hashes_B, 7), resampling.poisson_weights(on_torch, 7)),
-        (resampling.null_labels(hashes_B, 7, [1, 2, 3]), resampling.null_labels(on_torch, 7, [1, 2, 3])),
+        (resampling.document_order(hashes_B), resampling.document_order(on_torch)),
         (resampling.halves(hashes_B), resampling.halves(on_torch)),
         (resampling.groups(hashes_B, 20), resampling.groups(on_torch, 20)),
         (
@@ -85,7 +85,7 @@ def test_draws_never_change():
     # the same run must give the same intervals next year: these are the values of the first release
     hashes_B = np.array([0, 1, -1, 2**62])
     assert resampling.poisson_weights(hashes_B, 8).tolist() == POISSON
-    assert resampling.null_labels(hashes_B, 8, [1] * 5).tolist() == LABELS
+    assert resampling.document_order(hashes_B).tolist() == ORDER
     assert resampling.halves(np.arange(12)).tolist() == HALVES
     assert resampling.sample_hashes(hashes_B, np.arange(4)).tolist() == SAMPLE
 
@@ -95,7 +95,7 @@ def test_a_document_draws_the_same_in_whatever_company():
     order = np.random.default_rng(1).permutation(50)
     for draw in (
         lambda hashes: resampling.poisson_weights(hashes, 11),
-        lambda hashes: resampling.null_labels(hashes, 11, [0.5, 0.2, 0.3]),
+        resampling.document_order,
         resampling.halves,
     ):
         assert np.array_equal(draw(hashes_B)[order], draw(hashes_B[order]))
@@ -133,13 +133,11 @@ def test_weights_of_different_replicates_and_documents_are_independent():
     assert low < ((sums_R - 1000) ** 2).sum() / 1000 < high
 
 
-def test_labels_follow_the_shares():
-    shares = np.array([0.5, 0.05, 0.25, 0.2])
-    labels_BR = resampling.null_labels(np.arange(20_000), 3, shares * 7)  # proportions are enough
-    for replicate in range(3):
-        observed = np.bincount(labels_BR[:, replicate], minlength=4)
-        assert stats.chisquare(observed, shares * 20_000).pvalue > 1e-3
-    assert resampling.null_labels(np.arange(5), 3, [1.0]).max() == 0
+def test_documents_are_ordered_at_random():
+    order_B = resampling.document_order(np.arange(20_000))
+    assert order_B.min() >= 0
+    smallest = np.argsort(order_B)[:2000]
+    assert stats.kstest(smallest / 20_000, "uniform").pvalue > 1e-3
 
 
 def test_halves_and_groups_are_fair():
@@ -156,7 +154,7 @@ def test_purposes_and_seeds_are_independent_of_each_other():
     others = [
         resampling.poisson_weights(hashes_B, 1)[:, 0].clip(max=4),
         resampling.poisson_weights(hashes_B, 1, seed=1)[:, 0].clip(max=4),
-        resampling.null_labels(hashes_B, 1, [1, 1, 1])[:, 0],
+        resampling.document_order(hashes_B) >> 61,
         resampling.halves(hashes_B, seed=1),
         resampling.groups(hashes_B, 5),
     ]

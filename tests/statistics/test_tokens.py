@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moescope.errors import UsageError
-from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
+from moescope.measures.independence import expected_chosen_share, expected_maximum_share, expected_minimum_sum
+from moescope.measures.resampling import halves
 from moescope.statistics.tokens import TokenUsage
 from tests.golden import golden
 from tests.records import VOCAB_SIZE, random_batch, random_routings
@@ -186,6 +188,61 @@ def test_expected_minimum_sum_is_exact() -> None:
                     for n, c in zip(trials, num_types, strict=True)
                 )
             assert found[i, j] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_expected_choice_is_that_of_drawing() -> None:
+    frequencies_E = np.array([0.9, 0.5, 0.5, 0.1, 0.0])
+    generator = np.random.default_rng(0)
+    trials = np.array([1, 4, 30])
+    for n, found in zip(trials, expected_chosen_share(trials, frequencies_E), strict=True):
+        largest = generator.binomial(n, frequencies_E, (200_000, 5)).argmax(axis=1)  # ties: the lower id
+        assert found == pytest.approx(frequencies_E[largest].mean(), abs=3e-3)
+    assert expected_chosen_share(np.array([100_000]), frequencies_E)[0] == pytest.approx(0.9)
+
+
+def held_out_of(batch, records, seed: int = 0, min_count: int = 3) -> tuple:
+    """`held_out` of one layer, and the same by plain loops."""
+    sizes = {"layers": [4], "num_experts": 8, "num_experts_per_token": 2, "vocab_size": VOCAB_SIZE}
+    every = TokenUsage(**sizes, min_count=min_count, seed=seed)
+    selection = TokenUsage(**sizes, min_count=min_count, seed=seed, half=0)
+    for record in records:
+        every.update(record)
+        selection.update(record)
+    counts_HVE, types_HV = np.zeros((2, VOCAB_SIZE, 8)), np.zeros((2, VOCAB_SIZE))
+    half_B = halves(batch.document_hashes_B.numpy(), seed=seed)
+    for token, row in enumerate(batch.rows_T.tolist()):
+        type_id = int(batch.token_ids_T[token])
+        types_HV[half_B[row], type_id] += 1
+        counts_HVE[half_B[row], type_id, records[0].expert_ids_TK[token].numpy()] += 1
+    shares = [
+        counts_HVE[1, x, counts_HVE[0, x].argmax()] / types_HV[1, x]
+        for x in range(VOCAB_SIZE)
+        if (types_HV[:, x] >= min_count).all()
+    ]
+    return every.held_out(selection).isel(layer=0), shares
+
+
+def test_held_out_specialization_is_that_of_a_plain_loop() -> None:
+    batch = random_batch(3, num_documents=30)
+    found, shares = held_out_of(batch, random_routings(batch, 3, layers=[4]))
+    assert float(found["evaluation_half_vocabulary_specialization"]) == pytest.approx(np.mean(shares))
+    assert int(found["evaluation_half_num_types"]) == len(shares) > 10
+
+
+def test_held_out_a_router_that_ignores_its_input_shows_what_independence_predicts() -> None:
+    batch = random_batch(4, num_documents=300)
+    (record,) = random_routings(batch, 4, layers=[4])
+    values = []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        ids_TK = torch.multinomial(torch.arange(1.0, 9.0).expand(batch.num_tokens, 8), 2, generator=generator)
+        found, _ = held_out_of(batch, [dataclasses.replace(record, expert_ids_TK=ids_TK)], min_count=10)
+        values.append([float(found[f"evaluation_half_vocabulary_specialization{end}"]) for end in ("", "_chance")])
+    # Experts of a token exclude each other, which the expectation leaves out.
+    assert np.mean(values, axis=0)[0] == pytest.approx(np.mean(values, axis=0)[1], abs=0.02)
+    nothing = counted().held_out(None)
+    assert np.isnan(nothing["evaluation_half_vocabulary_specialization"]).all()
+    assert (nothing["evaluation_half_num_types"] == 0).all()
 
 
 def test_a_router_that_ignores_its_input_shows_what_independence_predicts() -> None:

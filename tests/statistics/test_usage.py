@@ -7,12 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import entropy
+from scipy.special import expit, logit
+from scipy.stats import entropy, gamma
+from scipy.stats import t as student
 from sklearn.metrics import mutual_info_score
 
 from moescope.errors import UsageError
-from moescope.measures import resampling
+from moescope.measures import intervals, permutation, resampling
 from moescope.measures import usage as measures
+from moescope.measures.intervals import DocumentSums
+from moescope.statistics.samples.documents import documents_per_domain
 from moescope.statistics.usage import ExpertUsage
 from tests.records import batch_of_documents, random_batch, random_routings
 
@@ -107,66 +111,167 @@ def test_halves_are_of_documents_and_add_up(table, documents):
             np.testing.assert_allclose(at[f"{prefix}_domain_specialization"], counts_DE / tokens_D[:, None], rtol=1e-12)
 
 
-def test_the_score_that_chooses_is_of_half_0_alone(table, documents):
-    for layer in LAYERS:
-        chosen = [entry for entry in documents[layer] if resampling.halves(np.array([entry[0]]), seed=4)[0] == 0]
-        weights_BR = resampling.poisson_weights(np.array([entry[0] for entry in chosen]), 400, seed=4)
-        lift_RDE = []
-        for replicate in range(400):
-            counts_DE, tokens_D = counts_of(chosen, weights=weights_BR[:, replicate])
-            specialization_DE = counts_DE / tokens_D[:, None]
-            lift_RDE.append(specialization_DE / specialization_DE.mean(axis=0))
-        expected_DE = np.quantile(lift_RDE, 0.025, axis=0, method="weibull")
-        np.testing.assert_allclose(table["selection_half_lift_ci_low"].sel(layer=layer), expected_DE, rtol=1e-12)
+def ratio_of(part):
+    """Share of each expert, its variance and its degrees of freedom from a list of documents, by plain loops."""
+    tokens = np.array([entry[2] for entry in part], dtype=float)
+    counts_BE = np.array([entry[3] for entry in part], dtype=float)
+    share_E = counts_BE.sum(0) / tokens.sum()
+    residuals_BE = counts_BE - tokens[:, None] * share_E
+    num = len(part)
+    variance_E = num / (num - 1) * (residuals_BE**2).sum(0) / tokens.sum() ** 2
+    effective_E = counts_BE.sum(0) ** 2 / (counts_BE**2).sum(0)
+    return share_E, variance_E, np.minimum(np.maximum(effective_E - 1, 3), num - 1)
 
 
-@pytest.mark.parametrize("prefix", ["", "evaluation_half_"])
-def test_intervals_are_percentiles_over_weighted_documents(table, documents, prefix):
+def half_of(documents, half, seed=4):
+    return [entry for entry in documents if resampling.halves(np.array([entry[0]]), seed=seed)[0] == half]
+
+
+def lift_ends(part):
+    """Lift and its ends on the scale of the logit, and the one-sided p-value, by plain loops over domains."""
+    found = [ratio_of([entry for entry in part if entry[1] == domain]) for domain in range(D)]
+    ends_DE = np.empty((4, D, E))
+    for domain in range(D):
+        for expert in range(E):
+            shares, variances, degrees = (np.array([of_domain[i][expert] for of_domain in found]) for i in range(3))
+            others = shares.sum() - shares[domain]
+            weights = np.full(D, 1 / others)
+            weights[domain] = 1 / shares[domain]
+            parts = variances * weights**2
+            error, freedom = np.sqrt(parts.sum()), parts.sum() ** 2 / (parts**2 / degrees).sum()
+            center = logit(shares[domain] / shares.sum())
+            reach = student.ppf(0.975, freedom) * error
+            ends_DE[:, domain, expert] = [
+                D * expit(center),
+                D * expit(center - reach),
+                D * expit(center + reach),
+                student.sf((center - logit(1 / D)) / error, freedom),
+            ]
+    return ends_DE
+
+
+@pytest.mark.parametrize(("prefix", "half"), [("", None), ("selection_half_", 0), ("evaluation_half_", 1)])
+def test_lifts_have_intervals_on_the_scale_of_the_logit(table, documents, prefix, half):
     for layer in LAYERS:
-        chosen = documents[layer]
-        if prefix:
-            chosen = [entry for entry in chosen if resampling.halves(np.array([entry[0]]), seed=4)[0] == 1]
-        weights_BR = resampling.poisson_weights(np.array([entry[0] for entry in chosen]), 400, seed=4)
-        specialization_RDE, lift_RDE, frequency_RE = [], [], []
-        for replicate in range(400):
-            counts_DE, tokens_D = counts_of(chosen, weights=weights_BR[:, replicate])
-            specialization_RDE.append(counts_DE / tokens_D[:, None])
-            lift_RDE.append(specialization_RDE[-1] / specialization_RDE[-1].mean(axis=0))
-            frequency_RE.append(counts_DE.sum(axis=0) / tokens_D.sum())
+        part = documents[layer] if half is None else half_of(documents[layer], half)
+        expected = lift_ends(part)
         at = table.sel(layer=layer)
-        enough_D = at[f"{prefix}num_documents"].values >= 10
-        assert enough_D.any()
-        for name, replicates in (("domain_specialization", specialization_RDE), ("lift", lift_RDE)):
-            for ending, quantile in (("low", 0.025), ("high", 0.975)):
-                expected_DE = np.quantile(replicates, quantile, axis=0, method="weibull")
-                computed_DE = at[f"{prefix}{name}_ci_{ending}"].values
-                np.testing.assert_allclose(computed_DE[enough_D], expected_DE[enough_D], rtol=1e-12)
-                assert np.isnan(computed_DE[~enough_D]).all()
-        expected_E = np.quantile(frequency_RE, 0.975, axis=0, method="weibull")
-        np.testing.assert_allclose(at[f"{prefix}selection_frequency_ci_high"], expected_E, rtol=1e-12)
+        for name, values_DE in zip(("lift", "lift_ci_low", "lift_ci_high", "lift_p_value"), expected, strict=True):
+            np.testing.assert_allclose(at[f"{prefix}{name}"], values_DE, rtol=1e-9, err_msg=name)
 
 
-def test_nulls_are_of_relabeled_documents(table, documents):
+@pytest.mark.parametrize(("prefix", "half"), [("", None), ("evaluation_half_", 1)])
+def test_shares_have_intervals_on_the_scale_of_the_logit(table, documents, prefix, half):
     for layer in LAYERS:
-        hashes_B = np.array([entry[0] for entry in documents[layer]])
-        labels_BR = resampling.null_labels(hashes_B, 200, [1, 1, 1], seed=4)
-        divergences_RE, informations_R, shares_R = [], [], []
-        for replicate in range(200):
-            counts_DE, tokens_D = counts_of(documents[layer], labels=labels_BR[:, replicate])
-            divergences_RE.append([jensenshannon(counts_DE[:, e], tokens_D, base=2) ** 2 for e in range(E)])
-            informations_R.append(information_of(counts_DE))
-            shares_R.append(informations_R[-1] / entropy(tokens_D, base=2))
+        part = documents[layer] if half is None else half_of(documents[layer], half)
         at = table.sel(layer=layer)
-        for name, replicates in (
-            ("divergence", divergences_RE),
-            ("mutual_information", informations_R),
-            ("mutual_information_share", shares_R),
-        ):
-            np.testing.assert_allclose(at[f"{name}_null_mean"], np.mean(replicates, axis=0), rtol=1e-9, atol=1e-12)
-            for ending, quantile in (("low", 0.025), ("high", 0.975)):
-                expected = np.quantile(replicates, quantile, axis=0, method="weibull")
-                np.testing.assert_allclose(at[f"{name}_null_{ending}"], expected, rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(at[f"{name}_excess"], at[name] - at[f"{name}_null_mean"])
+        variance_E = np.zeros(E)
+        squares_E = np.zeros(E)
+        for domain in range(D):
+            of_domain = [entry for entry in part if entry[1] == domain]
+            share_E, own_variance_E, degrees_E = ratio_of(of_domain)
+            reach_E = student.ppf(0.975, degrees_E) * np.sqrt(own_variance_E) / (share_E * (1 - share_E))
+            for end, sign in (("low", -1), ("high", 1)):
+                expected_E = expit(logit(share_E) + sign * reach_E)
+                found_E = at[f"{prefix}domain_specialization_ci_{end}"].values[domain]
+                np.testing.assert_allclose(found_E, expected_E, rtol=1e-9)
+            weight = sum(entry[2] for entry in of_domain) / sum(entry[2] for entry in part)
+            variance_E += weight**2 * own_variance_E
+            squares_E += (weight**2 * own_variance_E) ** 2 / degrees_E
+        counts_DE, tokens_D = counts_of(part)
+        share_E = counts_DE.sum(0) / tokens_D.sum()
+        reach_E = student.ppf(0.975, variance_E**2 / squares_E) * np.sqrt(variance_E) / (share_E * (1 - share_E))
+        found_E = at[f"{prefix}selection_frequency_ci_high"].values
+        np.testing.assert_allclose(found_E, expit(logit(share_E) + reach_E), rtol=1e-9)
+
+
+def test_documents_of_one_length_have_the_null_of_permuted_labels():
+    """Against plain loops: labels permuted over documents, with the number of each domain."""
+    tokens = random_batch(5, lengths=[20] * 60, domain_ids=[0] * 10 + [1] * 20 + [2] * 30)
+    statistic = usage(num_null=400)
+    records = routings(tokens, document_effect=1.0)
+    for record in records:
+        statistic.update(record)
+    table = statistic.compute()
+    labels_B = tokens.domain_ids_B.numpy()
+    counts_BE = np.zeros((60, E))
+    for row, experts_K in zip(tokens.rows_T.tolist(), records[0].expert_ids_TK.numpy(), strict=True):
+        counts_BE[row, experts_K] += 1
+    generator = np.random.default_rng(1)
+    informations, divergences = [], []
+    for _ in range(400):
+        labels = generator.permutation(labels_B)
+        counts_DE = np.stack([counts_BE[labels == domain].sum(0) for domain in range(D)])
+        informations.append(information_of(counts_DE))
+        divergences.append(jensenshannon(counts_DE[:, 0], counts_DE.sum(1), base=2) ** 2)
+    at = table.sel(layer=2)
+    for name, expected, cell in (
+        ("mutual_information", informations, at),
+        ("divergence", divergences, at.sel(expert=0)),
+    ):
+        error = np.std(expected) / np.sqrt(400)
+        assert abs(float(cell[f"{name}_null_mean"]) - np.mean(expected)) < 5 * error
+        assert float(cell[f"{name}_null_high"]) == pytest.approx(np.quantile(expected, 0.975), rel=0.1)
+        assert float(cell[f"{name}_excess"]) == float(cell[name] - cell[f"{name}_null_mean"])
+        assert float(cell[f"{name}_p_value"]) <= 0.05
+    # A permutation that changes nothing gives what was observed.
+    shares_D = measures.ratio(np.bincount(labels_B), 60)
+    assert float(at["domain_entropy"]) == pytest.approx(entropy(shares_D, base=2))
+
+
+def test_shared_logarithms_change_no_measure():
+    counts_RDE = np.random.default_rng(2).integers(0, 40, (5, D, E))
+    information_R, divergence_RE, entropy_R = permutation.measured(counts_RDE)
+    np.testing.assert_allclose(information_R, measures.mutual_information(counts_RDE), rtol=1e-9)
+    np.testing.assert_allclose(divergence_RE, measures.divergence(counts_RDE, counts_RDE.sum(2)), rtol=1e-9)
+    np.testing.assert_allclose(entropy_R, measures.domain_entropy(counts_RDE.sum(2)), rtol=1e-9)
+
+
+def test_more_documents_than_are_kept_have_a_null_of_the_right_size():
+    tokens = random_batch(6, num_documents=600, max_length=30)
+    nulls = []
+    for num_documents in (400, 50):
+        statistic = usage(num_documents=num_documents, num_null=200)
+        for record in routings(tokens, specialization=0.0, document_effect=1.0):
+            statistic.update(record)
+        nulls.append(statistic.compute())
+    for name in ("mutual_information_null_mean", "divergence_null_mean"):
+        exact, sampled = (float(null[name].mean()) for null in nulls)
+        assert sampled == pytest.approx(exact, rel=0.15), name
+    assert nulls[0].attrs["note"] == ""
+    assert "a sample of 150 documents" in nulls[1].attrs["note"]
+
+
+def test_p_values_are_shares_tails_and_adjusted_for_all():
+    generator = np.random.default_rng(3)
+    replicates_RE = generator.gamma(4.0, size=(999, 5))
+    found = permutation.p_values(np.full(5, 15.0), replicates_RE)
+    np.testing.assert_allclose(found["p_value_tail"], gamma.sf(15.0, 4.0), rtol=1.5)
+    assert (found["p_value"] == (1 + (replicates_RE >= 15).sum(0)) / 1000).all()
+    middle = permutation.p_values(np.full(5, 6.0), replicates_RE)
+    assert (middle["p_value_any"] > middle["p_value"]).all()
+    np.testing.assert_allclose(middle["p_value_tail"], middle["p_value"], rtol=0.2)
+    constant = permutation.p_values(np.array([1.0]), np.ones((99, 1)))  # one document in each domain
+    assert constant["p_value"] == constant["p_value_tail"] == constant["p_value_any"] == 1
+    unknown = permutation.p_values(np.array([np.nan, 1.0]), np.full((0, 2), np.nan))
+    assert all(np.isnan(values).all() for values in unknown.values())
+
+
+def test_experts_of_one_domain_alone_have_bounded_lifts():
+    """Expert 0 in the first domain alone, expert 1 in no domain, others everywhere."""
+    tokens = np.full((2, 1), 300)
+    counts_DE = np.array([[150, 0, 150], [0, 0, 300]])
+    sums = DocumentSums(counts_DE, tokens, counts_DE**2 / 30 * 1.3, counts_DE * 10, tokens**2 / 30, np.full((2, 1), 30))
+    found = intervals.lifts(sums)
+    assert found.lift[:, 0].tolist() == [2, 0]
+    assert np.isnan(found.lift[:, 1]).all()
+    assert 1 < found.low[0, 0] < found.high[0, 0] == 2
+    assert found.low[1, 0] == 0 < found.high[1, 0] < 1
+    assert found.p_value[0, 0] < 0.01
+    assert found.p_value[1, 0] == 1
+    low, high = intervals.share_interval(np.array([0.0, 1.0]), np.zeros(2), np.full(2, 9.0), np.full(2, 10.0))
+    assert low.tolist() == [0, pytest.approx(0.025**0.1)]
+    assert high.tolist() == [pytest.approx(1 - 0.025**0.1), 1]
 
 
 def information_of(counts_DE) -> float:
@@ -223,7 +328,6 @@ def test_rows_of_specialization_sum_to_k(data):
         num_experts=num_experts,
         num_experts_per_token=num_experts_per_token,
         domains=[str(domain) for domain in range(num_domains)],
-        num_bootstrap=20,
         num_null=20,
     )
     (record,) = random_routings(
@@ -289,8 +393,8 @@ def test_a_replicate_without_an_answer_is_left_out():
     assert np.isnan(nothing).all()
 
 
-def test_under_ten_documents_there_is_no_interval_and_it_is_said():
-    tokens = random_batch(3, lengths=[9] * 24, domain_ids=[0] * 9 + [1] * 15)
+def test_under_eight_documents_there_is_no_interval_and_it_is_said():
+    tokens = random_batch(3, lengths=[9] * 22, domain_ids=[0] * 7 + [1] * 15)
     statistic = usage()
     for record in routings(tokens):
         statistic.update(record)
@@ -299,9 +403,23 @@ def test_under_ten_documents_there_is_no_interval_and_it_is_said():
     assert table["lift_ci_high"].sel(domain="law").isnull().all()
     assert table["domain_specialization_ci_low"].sel(domain="code").notnull().all()
     assert table["domain_specialization"].sel(domain="prose").isnull().all()  # no token at all
-    assert table["selection_frequency_ci_low"].notnull().all()  # 24 documents together
+    assert table["selection_frequency_ci_low"].notnull().all()  # 22 documents together
+    assert table["selection_half_lift_ci_low"].sel(domain="law").notnull().any()  # what findings are selected by
     assert "law, prose" in table.attrs["note"]
     assert "code" not in table.attrs["note"]
+
+
+def test_under_five_effective_documents_there_is_no_interval():
+    tokens = random_batch(3, lengths=[900] + [3] * 9 + [9] * 10, domain_ids=[0] * 10 + [1] * 10)
+    statistic = usage()
+    for record in routings(tokens):
+        statistic.update(record)
+    table = statistic.compute()
+    assert float(table["effective_documents"].sel(domain="law")[0]) == pytest.approx(927**2 / (900**2 + 81))
+    assert table["domain_specialization_ci_low"].sel(domain="law").isnull().all()
+    assert table["lift_p_value"].sel(domain="law").isnull().all()
+    assert table["domain_specialization_ci_low"].sel(domain="code").notnull().all()
+    assert "law" in table.attrs["note"]
 
 
 def test_documents_without_tokens_are_not_documents():
@@ -374,10 +492,6 @@ def test_counts_that_cannot_be_are_refused(counts, tokens, words):
 def test_bad_parameters_are_refused():
     with pytest.raises(UsageError, match="`domains` is empty"):
         usage(domains=[])
-    with pytest.raises(UsageError, match="domain_shares"):
-        usage(domain_shares=[1.0, 2.0])
-    with pytest.raises(UsageError, match="domain_shares"):
-        usage(domain_shares=[1.0, 2.0, 0.0])
 
 
 def test_size_of_the_state():
@@ -387,8 +501,11 @@ def test_size_of_the_state():
         num_experts_per_token=8,
         domains=[str(domain) for domain in range(22)],
     )
-    replicates = 4 * 16 * 22 * 64 * (2 * 400 + 200)
-    assert replicates < statistic.nbytes() < 1.05 * replicates < 100e6
+    assert 33e6 < statistic.nbytes() < 40e6
+    many = documents_per_domain(60, 1000, 512), documents_per_domain(60, 22, 512), documents_per_domain(16, 22, 64)
+    assert many == (4, 99, 372)
+    with torch.device("meta"):  # how much it would take, without taking it
+        assert usage(layers=list(range(16)), num_experts=64, domains=[str(d) for d in range(1000)]).nbytes() < 120e6
 
 
 def test_where_domains_matter_the_excess_says_so(table):

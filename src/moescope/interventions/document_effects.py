@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from moescope.corpora.packing import Batch, Window, lay_out, pack
 from moescope.corpora.tokenizing import TextEncoder
 from moescope.interventions.ablation import Ablation, ablation_effects, check_ablations
 from moescope.interventions.gradient import first_order_effects
-from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS, NUM_BOOTSTRAP
+from moescope.measures.constants import MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS, NUM_BOOTSTRAP
+from moescope.measures.intervals import LEAST_CARRYING, effect_intervals
 from moescope.measures.resampling import poisson_weights
 
 if TYPE_CHECKING:
@@ -24,7 +26,16 @@ Floats = NDArray[np.float64]
 
 GRADIENT_TOKENS = 2048
 """Padded tokens in a batch of the gradient method, which keeps the activations of all layers."""
-INTERVAL = f"95 % interval, Poisson bootstrap over documents, {NUM_BOOTSTRAP} replicates"
+INTERVAL = (
+    f"95 % interval over documents, the wider of Student's t and bootstrap-t ({NUM_BOOTSTRAP} Poisson replicates); "
+    f"NaN under {MIN_DOCUMENTS} documents, {MIN_EFFECTIVE_DOCUMENTS} effective ones by tokens, or "
+    f"{LEAST_CARRYING:.0f} that carry the effect"
+)
+P_VALUE = "one-sided p-value of an effect of at most 0, Student's t over documents"
+EFFECTIVE = (
+    "effective number of documents: the smaller of that by tokens, (sum t)^2 / sum t^2, and that by effect, "
+    "(sum |e|)^2 / sum e^2"
+)
 
 
 @dataclass(frozen=True)
@@ -76,13 +87,17 @@ class Means:
 
     Attributes:
         mean_DP: Nats per predicted token; NaN where there is none.
-        low_DP: Lower end of the interval; NaN under `MIN_DOCUMENTS` documents.
+        low_DP: Lower end of the interval; NaN where it is refused (`measures.intervals.effect_intervals`).
         high_DP: Upper end.
+        p_value_DP: One-sided, of an effect of at most 0; NaN where the interval is refused.
+        effective_DP: Effective number of documents, by tokens or by effect, whichever is smaller.
     """
 
     mean_DP: Floats
     low_DP: Floats
     high_DP: Floats
+    p_value_DP: Floats
+    effective_DP: Floats
 
 
 def batches_of(documents: Sequence[SampledDocument], model: MoEModel, batch_tokens: int) -> list[Batch]:
@@ -134,17 +149,26 @@ def measure_ablations(
     documents: Sequence[SampledDocument],
     ablations: Sequence[Ablation],
     *,
+    within_GP: NDArray[np.bool_] | None = None,
     batch_tokens: int = 8192,
 ) -> Floats:
-    """Exact effects of ablations by document, nats summed over its tokens, (G, number of ablations)."""
+    """Exact effects of ablations by document, nats summed over its tokens, (G, number of ablations).
+
+    With `within_GP`, a mask of the documents that each ablation is measured on, those elsewhere are NaN and take no
+    time; documents of no ablation are not run.
+    """
     check_ablations(model, ablations)
+    if within_GP is None:
+        within_GP = np.ones((len(documents), len(ablations)), dtype=bool)
     index_of = {document.document_hash: index for index, document in enumerate(documents)}
+    used = [documents[index] for index in np.flatnonzero(within_GP.any(axis=1)).tolist()]
     effects_GP = np.zeros((len(documents), len(ablations)))
-    for batch in batches_of(documents, model, batch_tokens) if ablations else []:
-        found_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens)
+    for batch in batches_of(used, model, batch_tokens):
         rows_B = [index_of[int(document)] for document in batch.tokens.document_hashes_B]
+        within_BP = torch.from_numpy(within_GP[rows_B])
+        found_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens, within_BP=within_BP)
         effects_GP[rows_B] = found_BP.cpu().numpy()
-    return effects_GP
+    return np.where(within_GP, effects_GP, np.nan)
 
 
 def domain_means(
@@ -158,8 +182,8 @@ def domain_means(
 ) -> Means:
     """`Σ effects / Σ predicted tokens` over all documents and over each domain's.
 
-    The interval is the 2.5 to 97.5 % range over bootstrap replicates in which each document counts Poisson(1) times, in
-    numerator and denominator, drawn by a hash of document and seed.
+    Intervals and p-values: see `measures.intervals.effect_intervals`. Replicates weigh each document by a hash of the
+    document and the seed.
 
     Args:
         effects_GP: Nats summed over each document's tokens, for each of P changes.
@@ -171,18 +195,14 @@ def domain_means(
     """
     chosen_G = np.ones(len(documents.hashes_G), bool) if within_G is None else within_G
     weights_GR = poisson_weights(documents.hashes_G, num_bootstrap, seed=seed).astype(float)
-    num_changes = effects_GP.shape[1]
-    mean_DP, low_DP, high_DP = (np.full((num_domains + 1, num_changes), np.nan) for _ in range(3))
+    rows = []
     for row in range(num_domains + 1):
         at_G = chosen_G if row == 0 else chosen_G & (documents.domain_ids_G == row - 1)
-        predicted_g, effects_gP = documents.predicted_G[at_G], effects_GP[at_G]
-        if not predicted_g.sum():
-            continue
-        mean_DP[row] = effects_gP.sum(0) / predicted_g.sum()
-        if at_G.sum() < MIN_DOCUMENTS or not num_bootstrap:
-            continue
-        tokens_R = predicted_g @ weights_GR[at_G]
-        drawn = tokens_R > 0
-        replicates_RP = (weights_GR[at_G].T[drawn] @ effects_gP) / tokens_R[drawn][:, None]
-        low_DP[row], high_DP[row] = np.quantile(replicates_RP, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
-    return Means(mean_DP, low_DP, high_DP)
+        rows.append(effect_intervals(effects_GP[at_G], documents.predicted_G[at_G], weights_GR[at_G]))
+    return Means(
+        mean_DP=np.stack([effects.mean for effects in rows]),
+        low_DP=np.stack([effects.low for effects in rows]),
+        high_DP=np.stack([effects.high for effects in rows]),
+        p_value_DP=np.stack([effects.p_value for effects in rows]),
+        effective_DP=np.stack([effects.effective for effects in rows]),
+    )

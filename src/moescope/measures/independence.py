@@ -76,6 +76,36 @@ def expected_maximum_share(trials_U: Ints, frequencies_LE: Floats) -> Floats:
     return shares_LU
 
 
+def expected_chosen_share(trials_U: Ints, frequencies_E: Floats) -> Floats:
+    """`Σ_e P(e has the largest N_e) f_e`: the share on other text of the expert selected most of n times on this.
+
+    Each `N_e` is Binomial(n, f_e), independently of the others; ties go to the lower id:
+    `P = Σ_m P(N_e = m) Π_{j<e} P(N_j < m) Π_{j>e} P(N_j <= m)`.
+
+    Args:
+        trials_U: Distinct numbers of occurrences n, each at least 1.
+        frequencies_E: Selection frequency of each expert, `N_e / N`.
+
+    Returns:
+        Shape (U,), shares in 0..1.
+    """
+    shares_U = np.empty(len(trials_U))
+    for index, trials in enumerate(int(n) for n in trials_U):
+        # As above: the largest is at least `low`, and experts too rare to reach it are not the largest.
+        busiest = trials * frequencies_E.max()
+        low = int(max(0.0, np.floor(busiest - np.sqrt(2 * _TAIL * busiest))))
+        edges_E = _upper_edge(trials, frequencies_E)
+        reaching_E = frequencies_E[(edges_E > low) & (frequencies_E > 0)]
+        upto_EW = _binomial_cdf(trials, reaching_E, low, max(int(edges_E.max()), low) + 1)
+        below_EW = np.concatenate([np.zeros((len(reaching_E), 1)), upto_EW[:, :-1]], axis=1)
+        nothing_1W = np.ones((1, upto_EW.shape[1]))
+        lower_EW = np.concatenate([nothing_1W, np.cumprod(below_EW, axis=0)[:-1]])
+        higher_EW = np.concatenate([np.cumprod(upto_EW[::-1], axis=0)[::-1][1:], nothing_1W])
+        largest_E = ((upto_EW - below_EW) * lower_EW * higher_EW).sum(axis=1)
+        shares_U[index] = largest_E @ reaching_E / largest_E.sum()
+    return shares_U
+
+
 def expected_minimum_sum(trials_U: Ints, num_types_U: Ints, frequencies_E: Floats) -> Floats:
     """`Σ_x E[min(n_xi, n_xj)]` for every pair of experts, if `n_xe` is Binomial(N_x, f_e), independently.
 

@@ -28,7 +28,7 @@ BITS = 53
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
-_PURPOSES = {"bootstrap": 1, "null": 2, "half": 3, "sample": 4, "group": 5}
+_PURPOSES = {"bootstrap": 1, "half": 3, "sample": 4, "group": 5, "document": 6}
 
 
 def _signed(value: int) -> int:
@@ -126,26 +126,6 @@ def poisson_weights(document_hashes_B: Array, num_replicates: int, *, seed: int 
     return _count_reached(_draws(document_hashes_B, "bootstrap", seed, num_replicates), _poisson_thresholds())
 
 
-def null_labels(
-    document_hashes_B: Array, num_replicates: int, domain_shares: Sequence[float], *, seed: int = 0
-) -> Array:
-    """A domain drawn for each document in each null replicate, whatever its real domain is.
-
-    Args:
-        document_hashes_B: int64, numpy or torch.
-        num_replicates: R.
-        domain_shares: Probability of each domain, or numbers in proportion to it.
-        seed: Another seed, other labels.
-
-    Returns:
-        Domain ids, int64 of shape (B, R).
-    """
-    total = math.fsum(domain_shares)
-    cumulative = np.cumsum([share / total for share in domain_shares])[:-1]
-    thresholds = [round(float(value) * (1 << BITS)) for value in cumulative]
-    return _count_reached(_draws(document_hashes_B, "null", seed, num_replicates), thresholds)
-
-
 def halves(document_hashes_B: Array, *, seed: int = 0) -> Array:
     """Which half of the documents each belongs to, 0 or 1: findings are chosen on half 0 and measured on half 1."""
     return uniform_bits(stable_hash(document_hashes_B, seed, _PURPOSES["half"])) >> (BITS - 1)
@@ -169,3 +149,8 @@ def sample_hashes(document_hashes_T: Array, positions_T: Array, *, seed: int = 0
         int64 in 0..2^63 - 1: non-negative, so that order is plain.
     """
     return _shift_right(stable_hash(document_hashes_T, positions_T, seed, _PURPOSES["sample"]), 1)
+
+
+def document_order(document_hashes_B: Array, *, seed: int = 0) -> Array:
+    """A hash of (seed, document), int64 in 0..2^63 - 1: the n documents with the smallest are a random sample."""
+    return _shift_right(stable_hash(document_hashes_B, seed, _PURPOSES["document"]), 1)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moescope.errors import UsageError
-from moescope.measures.independence import expected_maximum_share, expected_minimum_sum
+from moescope.measures.independence import expected_chosen_share, expected_maximum_share, expected_minimum_sum
+from moescope.measures.resampling import halves
 from moescope.records import Routing
 from moescope.statistics.base import Statistic
 from moescope.statistics.variables import variable
@@ -42,6 +43,8 @@ class TokenUsage(Statistic[Routing]):
             (the true next token; positions without one are not counted).
         ranks: "all" counts all K selected experts, "first" only the one with the greatest weight.
         min_count: Token types seen less often are left out of averages and of lifts.
+        half: Half of the documents that is counted, 0 or 1; None: all of them.
+        seed: Divides documents into halves.
         device: Where the state lives.
 
     Raises:
@@ -58,6 +61,8 @@ class TokenUsage(Statistic[Routing]):
         reading: Reading = "input",
         ranks: Ranks = "all",
         min_count: int = 10,
+        half: int | None = None,
+        seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         if reading not in get_args(Reading) or ranks not in get_args(Ranks):
@@ -74,7 +79,10 @@ class TokenUsage(Statistic[Routing]):
             reading=reading,
             ranks=ranks,
             min_count=min_count,
+            half=half,
+            seed=seed,
         )
+        self.half, self.seed = half, seed
         self.num_experts = num_experts
         self.vocab_size = vocab_size
         self.reading = reading
@@ -164,6 +172,9 @@ class TokenUsage(Statistic[Routing]):
         ones_T = torch.ones(type_ids_T.shape[0], dtype=torch.int32, device=self.device)
         if self.reading == "next":  # where there is no next token, nothing is added to type 0
             ones_T, type_ids_T = (type_ids_T >= 0).to(torch.int32), type_ids_T.clamp(min=0)
+        if self.half is not None:
+            halves_B = halves(record.tokens.document_hashes_B, seed=self.seed)
+            ones_T = ones_T * (halves_B[record.tokens.rows_T] == self.half).to(ones_T)
         cells_TK = (position * self.vocab_size + type_ids_T[:, None]) * self.num_experts + expert_ids_TK
         self._combine("counts_LVE", ones_T[:, None].expand_as(cells_TK).reshape(-1), at=cells_TK.reshape(-1))
 
@@ -218,6 +229,58 @@ class TokenUsage(Statistic[Routing]):
             },
             coords={"layer": self.layers},
             attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
+        )
+
+    def held_out(self, selection: Self | None) -> xr.Dataset:
+        """Vocabulary specialization on held-out documents: the expert of each type is that of the selection half.
+
+        Of each token type with `min_count` occurrences in each half of the documents: the expert selected for most of
+        them on half 0 (ties: the lower id), its share of those on half 1; the mean over types. Under independent
+        routing any expert may be it, frequent ones rather (`expected_chosen_share`; for it occurrences above 99 are
+        rounded down to two digits).
+
+        Args:
+            selection: The same of half 0 of the documents; None: nothing is known.
+
+        Returns:
+            By `layer`: evaluation_half_vocabulary_specialization, its `_chance`, evaluation_half_num_types.
+        """
+        shape = len(self.layers)
+        value_L, chance_L = np.full(shape, np.nan), np.full(shape, np.nan)
+        num_types_L = np.zeros(shape, dtype=np.int64)
+        for position in range(shape if selection is not None else 0):
+            ids_U, counts_UE, totals_U = self._seen(position)
+            ids_S, chosen_SE, totals_S = selection._seen(position)  # type: ignore[union-attr]
+            at_S = np.searchsorted(ids_U, ids_S)
+            held_SE, held_S = counts_UE[at_S] - chosen_SE, totals_U[at_S] - totals_S
+            often_S = (totals_S >= self.min_count) & (held_S >= self.min_count)
+            if not often_S.any():
+                continue
+            best_s = chosen_SE[often_S].argmax(axis=1)
+            shares_s = held_SE[often_S, best_s] / held_S[often_S]
+            value_L[position], num_types_L[position] = shares_s.mean(), len(shares_s)
+            trials_s = totals_S[often_S].astype(np.int64)
+            step_s = 10 ** np.maximum(np.floor(np.log10(trials_s)) - 1, 0)
+            trials_U, back_s = np.unique((trials_s // step_s * step_s).astype(np.int64), return_inverse=True)
+            frequencies_E = counts_UE.sum(axis=0) / totals_U.sum()
+            chance_L[position] = expected_chosen_share(trials_U, frequencies_E)[back_s].mean()
+        half = f"token types x seen at least {self.min_count} times in each half; x is {READINGS[self.reading]}"
+        name = "evaluation_half_vocabulary_specialization"
+        return xr.Dataset(
+            {
+                name: variable(
+                    "layer",
+                    value_L,
+                    "1",
+                    "share of a type's occurrences on half 1 of the documents of the expert that was selected for most "
+                    f"of them on half 0, averaged over {half}",
+                ),
+                f"{name}_chance": variable(
+                    "layer", chance_L, "1", f"the same, expected if N_xe were Binomial(N_x, N_e / N), over {half}"
+                ),
+                "evaluation_half_num_types": variable("layer", num_types_L, "token types", half),
+            },
+            coords={"layer": self.layers},
         )
 
     def top_tokens(self, num_tokens: int = 10) -> xr.Dataset:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from moescope.errors import UsageError, numeric, of_type, whole_number, whole_numbers
-from moescope.measures.constants import NUM_BOOTSTRAP
-from moescope.measures.resampling import halves, null_labels, poisson_weights
+from moescope.measures.constants import NUM_PERMUTATIONS
+from moescope.measures.resampling import document_order, halves
 from moescope.records import Routing, TokenBatch
-from moescope.statistics.base import Statistic
+from moescope.statistics.samples.documents import DocumentCounts, documents_per_domain
 from moescope.statistics.usage_table import UsageCounts, usage_table
 
 if TYPE_CHECKING:
@@ -25,23 +25,22 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-class ExpertUsage(Statistic[Routing]):
-    """Counts of selected experts by layer, domain and half of the documents, and their replicates.
+class ExpertUsage(DocumentCounts):
+    """Counts of selected experts by layer, domain and half of the documents, and what their uncertainty is made of.
 
     With `N_d` tokens of domain d, `N_ed` of them with expert e among the K selected: the counts `N_ed` and all that
-    follows from them (`compute` lists it). Beside the counts themselves, two kinds of replicates of them, both with
-    the document as unit and both drawn from hashes of documents, so that parts merge:
+    follows from them (`compute` lists it). Documents are the unit of all uncertainty:
 
-    * bootstrap: each document counts Poisson(1) times; gives the intervals of frequencies, specializations, lifts.
-    * null: each document counts for a domain drawn from `domain_shares`; gives the range of divergence and mutual
-      information where domains do not matter.
+    * sums of squares and products of the documents' counts and tokens give the standard errors of frequencies,
+      specializations and lifts, exactly and from one pass;
+    * the counts of a hash sample of the documents of each domain, of all of them where they fit, give the null of
+      divergence and mutual information: labels permuted over documents.
 
     Another hash splits the documents into two halves: half 0 selects findings, half 1 evaluates them.
 
-    State, for L layers, D domains, E experts, R bootstrap and N null replicates: `4 L D E (2 R + N)` bytes and little
-    more, whatever the number of tokens (93 MB for 16 layers, 22 domains, 64 experts; a file of it takes half or less,
-    see `moescope.statistics.storage`). Replicates are int32: exact as long as no expert has 2^31 tokens of
-    one domain.
+    State, for L layers, D domains, E experts, B documents of each domain: `4 L D E (14 + B)` bytes and little more,
+    whatever the number of tokens: 40 MB for 16 layers, 22 domains, 64 experts (a file of it takes a fraction, see
+    `moescope.statistics.storage`).
 
     A token counts once for each of its K experts; padding and special tokens are not in the records. A document is one
     row of one batch.
@@ -52,15 +51,12 @@ class ExpertUsage(Statistic[Routing]):
         num_experts_per_token: K.
         domains: Names of the domains; `domain_ids_B` of the records index them.
         device: Where the state is kept.
-        seed: Chooses halves, weights and labels.
-        num_bootstrap: R; 0 for no intervals.
-        num_null: Null replicates; 0 for no nulls.
-        domain_shares: Probability of each domain under the null; None: all equal, as the sampler divides its tokens.
-            The null depends on it only in second order (the bias of both measures grows with the number of domains over
-            the number of documents, however the domains share them).
+        seed: Chooses halves, sample and permutations.
+        num_null: Permutations of the null; 0 for no nulls.
+        num_documents: B, documents of each domain that the null is made of; None: see `documents_per_domain`.
 
     Raises:
-        UsageError: No domain, or shares that are not one positive number per domain.
+        UsageError: No domain.
     """
 
     needs_logits = True
@@ -74,17 +70,13 @@ class ExpertUsage(Statistic[Routing]):
         domains: Sequence[str],
         device: torch.device | str = "cpu",
         seed: int = 0,
-        num_bootstrap: int = NUM_BOOTSTRAP,
-        num_null: int = 200,
-        domain_shares: Sequence[float] | None = None,
+        num_null: int = NUM_PERMUTATIONS,
+        num_documents: int | None = None,
     ) -> None:
         if not domains:
             raise UsageError("`domains` is empty", expected="one or more")
-        shares = None if domain_shares is None else [float(share) for share in domain_shares]
-        if shares is not None and (len(shares) != len(domains) or not all(share > 0 for share in shares)):
-            raise UsageError(
-                f"`domain_shares={shares}`", expected=f"{len(domains)} positive numbers, one for each domain"
-            )
+        if num_documents is None:
+            num_documents = documents_per_domain(len(layers), len(domains), num_experts) if num_null else 0
         super().__init__(
             layers=layers,
             device=device,
@@ -92,25 +84,20 @@ class ExpertUsage(Statistic[Routing]):
             num_experts_per_token=num_experts_per_token,
             domains=list(domains),
             seed=seed,
-            num_bootstrap=num_bootstrap,
             num_null=num_null,
-            domain_shares=shares,
+            num_documents=num_documents,
         )
         self.num_experts = num_experts
         self.num_experts_per_token = num_experts_per_token
         self.domains = list(domains)
         self.seed = seed
-        self.domain_shares = shares or [1.0 / len(self.domains)] * len(self.domains)
-        num_layers, num_domains = len(self.layers), len(self.domains)
-        self._declare("counts_LHDE", (num_layers, 2, num_domains, num_experts))
-        self._declare("tokens_LHD", (num_layers, 2, num_domains))
-        self._declare("documents_LHD", (num_layers, 2, num_domains))
-        self._declare("probabilities_LDE", (num_layers, num_domains, num_experts), torch.float64)
-        shape = (num_layers, 2, num_domains, num_bootstrap)
-        self._declare("bootstrap_counts_LHDRE", (*shape, num_experts), torch.int32)
-        self._declare("bootstrap_tokens_LHDR", shape)
-        self._declare("null_counts_LRDE", (num_layers, num_null, num_domains, num_experts), torch.int32)
-        self._declare("null_tokens_LRD", (num_layers, num_null, num_domains))
+        by_domain = (len(self.layers), 2, len(self.domains))
+        for name in ("counts", "count_squares", "products"):
+            self._declare(f"{name}_LHDE", (*by_domain, num_experts))
+        for name in ("tokens", "token_squares", "documents"):
+            self._declare(f"{name}_LHD", by_domain)
+        self._declare("probabilities_LDE", (len(self.layers), len(self.domains), num_experts), torch.float64)
+        self._declare_documents(len(self.domains), num_documents, num_experts)
         self._drawn: _Drawn | None = None
 
     def update(self, record: Routing) -> None:
@@ -126,81 +113,50 @@ class ExpertUsage(Statistic[Routing]):
             self._drawn = self._draw(record.tokens)
         drawn = self._drawn
         num_documents, num_domains = drawn.lengths_B.shape[0], len(self.domains)
-
-        counts_BE = drawn.real.new_zeros((num_documents, self.num_experts))
+        # Float32 is exact below 2^24 tokens of a document.
+        counts_BE = torch.zeros((num_documents, self.num_experts), device=self.device)
         counts_BE.index_add_(0, drawn.rows_T, record.selected_TE.to(counts_BE))
+        counts_BE = counts_BE.long()
         probabilities_BE = torch.zeros_like(counts_BE, dtype=torch.float64)
         probabilities_BE.index_add_(0, drawn.rows_T, record.probabilities_TE.to(probabilities_BE))
 
-        cells_HDE = counts_BE.new_zeros((2 * num_domains, self.num_experts)).index_add_(0, drawn.cells_B, counts_BE)
-        self._combine("counts_LHDE", cells_HDE.view(2, num_domains, -1), layer)
-        self._combine("tokens_LHD", drawn.tokens_HD, layer)
-        self._combine("documents_LHD", drawn.documents_HD, layer)
+        for name, values_BE in (
+            ("counts_LHDE", counts_BE),
+            ("count_squares_LHDE", counts_BE**2),
+            ("products_LHDE", counts_BE * drawn.lengths_B[:, None]),
+        ):
+            self._combine(name, self._by_cell(values_BE, drawn.cells_B), layer)
+        for name, values_B in (
+            ("tokens_LHD", drawn.lengths_B),
+            ("token_squares_LHD", drawn.lengths_B**2),
+            ("documents_LHD", (drawn.lengths_B > 0).long()),
+        ):
+            self._combine(name, self._by_cell(values_B, drawn.cells_B), layer)
         domains_DE = probabilities_BE.new_zeros((num_domains, self.num_experts))
         domains_DE.index_add_(0, drawn.cells_B % num_domains, probabilities_BE)
         self._combine("probabilities_LDE", domains_DE, layer)
+        read_b = drawn.read_b
+        self._take_documents(layer, drawn.order_B[read_b], drawn.cells_B[read_b] % num_domains, counts_BE[read_b])
 
-        # At most one step per half and domain: documents of one lie side by side.
-        for half, domain, start, end, weights_RB in drawn.groups:
-            if end - start == 1:  # an outer product, without a detour over floats
-                replicates_RE = weights_RB.int() * counts_BE[start].int()
-            else:
-                replicates_RE = weights_RB @ counts_BE[start:end]
-            self._combine("bootstrap_counts_LHDRE", replicates_RE, (layer, half, domain))
-        self._combine("bootstrap_tokens_LHDR", drawn.bootstrap_tokens_HDR, layer)
-        if drawn.labels_XB.shape[0]:
-            null_XE = drawn.labels_XB @ counts_BE
-            self._combine("null_counts_LRDE", null_XE.view(-1, num_domains, self.num_experts), layer)
-            self._combine("null_tokens_LRD", drawn.null_tokens_RD, layer)
+    def _by_cell(self, values_BX: Tensor, cells_B: Tensor) -> Tensor:
+        """Sums over the documents of each half and domain."""
+        num_domains = len(self.domains)
+        sums = values_BX.new_zeros((2 * num_domains, *values_BX.shape[1:])).index_add_(0, cells_B, values_BX)
+        return sums.view(2, num_domains, *values_BX.shape[1:])
 
     def _draw(self, tokens: TokenBatch) -> _Drawn:
-        """All that does not depend on the layer, once per batch: documents sorted by half and domain, and their draws.
-
-        Matrix products of float32 are exact while sums stay below 2^24, and no Poisson weight exceeds 18.
-        """
-        real = torch.zeros((), device=self.device, dtype=torch.float32 if tokens.num_tokens < 9e5 else torch.float64)
-        num_domains, num_bootstrap = len(self.domains), self.parameters["num_bootstrap"]
+        """All that does not depend on the layer, once per batch."""
         hashes_B, domain_ids_B, rows_T = (
             tensor.to(self.device) for tensor in (tokens.document_hashes_B, tokens.domain_ids_B, tokens.rows_T)
         )
-        cells_B = halves(hashes_B, seed=self.seed) * num_domains + domain_ids_B
-        order_B = cells_B.argsort(stable=True)
-        rank_B = torch.empty_like(order_B)
-        rank_B[order_B] = torch.arange(order_B.shape[0], device=order_B.device)
-        rows_T = rank_B[rows_T]
-        cells_B, hashes_B = cells_B[order_B], hashes_B[order_B]
-        lengths_B = torch.zeros_like(cells_B).index_add_(0, rows_T, torch.ones_like(rows_T))
-
-        def by_cell(values_BX: Tensor) -> Tensor:
-            sums = values_BX.new_zeros((2 * num_domains, *values_BX.shape[1:])).index_add_(0, cells_B, values_BX)
-            return sums.view(2, num_domains, *values_BX.shape[1:])
-
-        weights_BR = poisson_weights(hashes_B, num_bootstrap, seed=self.seed)
-        labels_BR = null_labels(hashes_B, self.parameters["num_null"], self.domain_shares, seed=self.seed)
-        labels_XB = (labels_BR.T[:, None, :] == torch.arange(num_domains, device=cells_B.device)[None, :, None]).to(
-            real
-        )
-        null_tokens_RD = torch.zeros(labels_BR.shape[1], num_domains, dtype=torch.int64, device=cells_B.device)
-        null_tokens_RD.scatter_add_(1, labels_BR.T, lengths_B.expand(labels_BR.shape[1], -1))
-
-        present, sizes = cells_B.unique_consecutive(return_counts=True)
-        groups, start = [], 0
-        for cell, size in zip(present.tolist(), sizes.tolist(), strict=True):
-            weights_RB = weights_BR[start : start + size].T.to(real.dtype).contiguous()
-            groups.append((cell // num_domains, cell % num_domains, start, start + size, weights_RB))
-            start += size
+        lengths_B = torch.zeros_like(domain_ids_B).index_add_(0, rows_T, torch.ones_like(rows_T))
         return _Drawn(
             tokens=tokens,
-            real=real,
             rows_T=rows_T,
-            cells_B=cells_B,
+            cells_B=halves(hashes_B, seed=self.seed) * len(self.domains) + domain_ids_B,
             lengths_B=lengths_B,
-            tokens_HD=by_cell(lengths_B),
-            documents_HD=by_cell((lengths_B > 0).long()),
-            groups=groups if num_bootstrap else [],
-            bootstrap_tokens_HDR=by_cell(weights_BR * lengths_B[:, None]),
-            labels_XB=labels_XB.flatten(0, 1),
-            null_tokens_RD=null_tokens_RD,
+            order_B=document_order(hashes_B, seed=self.seed),
+            read_b=lengths_B.nonzero().squeeze(1),
         )
 
     def compute(self) -> xr.Dataset:
@@ -211,7 +167,7 @@ class ExpertUsage(Statistic[Routing]):
                 layers=self.layers,
                 domains=self.domains,
                 num_experts_per_token=self.num_experts_per_token,
-                domain_shares=self.domain_shares,
+                num_null=self.parameters["num_null"],
                 seed=self.seed,
             )
         )
@@ -228,8 +184,8 @@ class ExpertUsage(Statistic[Routing]):
     ) -> Self:
         """A statistic from known counts, for instance published ones.
 
-        Nothing is known of documents, so there are no replicates: intervals, nulls and what needs router probabilities
-        are NaN, and `compute()` says so in its attrs.
+        Nothing is known of documents: intervals, nulls and what needs router probabilities are NaN, and `compute()`
+        says so in its attrs.
 
         Args:
             counts_LDE: Tokens of each domain that selected each expert, (layers, domains, experts).
@@ -272,7 +228,6 @@ class ExpertUsage(Statistic[Routing]):
             num_experts=counts.shape[2],
             num_experts_per_token=num_experts_per_token,
             domains=domains,
-            num_bootstrap=0,
             num_null=0,
         )
         # all in half 0, as if one document: the halves of known counts are not known
@@ -283,30 +238,20 @@ class ExpertUsage(Statistic[Routing]):
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What one batch brings to every layer. Documents (B) are sorted by half and domain; X is replicate x domain.
+    """What one batch brings to every layer, of its B documents.
 
     Attributes:
         tokens: The batch; kept so that it cannot be mistaken for a later one at the same address.
-        real: A scalar of the dtype that holds this batch's sums exactly, on the right device.
         rows_T: Each token's document.
         cells_B: Each document's half x D + domain.
         lengths_B: Tokens of each document.
-        tokens_HD: Tokens by half and domain.
-        documents_HD: Documents with a token, by half and domain.
-        groups: For each half and domain that occurs: half, domain, first document, end, and Poisson weights (R, n).
-        bootstrap_tokens_HDR: Tokens by half and domain in each bootstrap replicate.
-        labels_XB: 1 where the replicate gives that domain to the document.
-        null_tokens_RD: Tokens by drawn domain in each null replicate.
+        order_B: The hash that documents are sampled by.
+        read_b: Indices of the documents with a token.
     """
 
     tokens: TokenBatch
-    real: Tensor
     rows_T: Tensor
     cells_B: Tensor
     lengths_B: Tensor
-    tokens_HD: Tensor
-    documents_HD: Tensor
-    groups: list[tuple[int, int, int, int, Tensor]]
-    bootstrap_tokens_HDR: Tensor
-    labels_XB: Tensor
-    null_tokens_RD: Tensor
+    order_B: Tensor
+    read_b: Tensor

@@ -9,13 +9,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from moescope.measures import intervals, permutation
 from moescope.measures import usage as measures
-from moescope.measures.constants import MIN_DOCUMENTS
-from moescope.measures.usage import Numbers
+from moescope.measures.constants import MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS
+from moescope.measures.intervals import DocumentSums
+from moescope.measures.usage import Floats, Numbers
+from moescope.statistics.samples.base import EMPTY
 
 OLMOE = "Muennighoff et al. 2024, OLMoE (arXiv 2409.02060)"
-INTERVAL = f"95 % percentile interval of a Poisson bootstrap over documents; NaN under {MIN_DOCUMENTS} documents"
-NULL = "each document's label drawn from the domain shares"
+INTERVAL = (
+    "95 % interval over documents (linearized standard error on the scale of the logit, Student's t); NaN under "
+    f"{MIN_DOCUMENTS} documents or {MIN_EFFECTIVE_DOCUMENTS} effective ones"
+)
+NULL = "labels permuted over documents"
 
 PER_DOMAIN = ("layer", "domain")
 PER_CELL = ("layer", "domain", "expert")
@@ -25,16 +31,18 @@ PER_EXPERT = ("layer", "expert")
 _DEFINITIONS: dict[str, tuple[tuple[str, ...], str, str, str]] = {
     "num_tokens": (PER_DOMAIN, "tokens", "N_d: tokens counted; padding and special tokens are not", ""),
     "num_documents": (PER_DOMAIN, "documents", "documents with a token counted", ""),
+    "effective_documents": (
+        PER_DOMAIN,
+        "documents",
+        "effective number of documents by tokens, (sum t)^2 / sum t^2 over the documents' tokens t",
+        "Kish 1965, Survey Sampling",
+    ),
     "num_selected": (PER_CELL, "tokens", "N_ed: tokens of the domain with the expert among their K", ""),
     "domain_specialization": (PER_CELL, "share of tokens", "N_ed / N_d; sums to K over experts", f"{OLMOE}, eq. 7"),
     "lift": (PER_CELL, "ratio", "domain specialization / its unweighted mean over the domains with tokens", ""),
-    "selection_half_lift_ci_low": (
-        PER_CELL,
-        "ratio",
-        "2.5 % quantile of the lift over bootstrap replicates of the selection half of the documents (half 0), however "
-        "few they are: what findings are selected by",
-        "",
-    ),
+    "lift_logit_se": (PER_CELL, "logits", "standard error over documents of logit(lift / D), D domains", ""),
+    "lift_degrees_of_freedom": (PER_CELL, "1", "Satterthwaite's degrees of freedom of that standard error", ""),
+    "lift_p_value": (PER_CELL, "probability", "one-sided p-value of a lift of at most 1, Student's t", ""),
     "num_tokens_all": (("layer",), "tokens", "N: tokens of all domains", ""),
     "num_documents_all": (("layer",), "documents", "documents of all domains with a token counted", ""),
     "num_selected_all": (PER_EXPERT, "tokens", "N_e: tokens of all domains with the expert among their K", ""),
@@ -65,44 +73,58 @@ _LOAD: dict[str, tuple[str, str, str]] = {
 }
 
 _HALVES = {
-    "selection_half": "on the selection half of the documents (half 0): for selecting findings, not for reporting them",
+    "selection_half": "on the selection half of the documents (half 0): for selecting findings, not for reporting "
+    "them; intervals also of few documents, from 2 on",
     "evaluation_half": "on the evaluation half of the documents (half 1): to report findings selected on half 0",
 }
 
 
 @dataclass(frozen=True)
 class UsageCounts:
-    """What `ExpertUsage` counted, as arrays; H are the halves of the documents, R replicates.
+    """What `ExpertUsage` counted, as arrays; H are the halves of the documents, B those kept.
 
     Attributes:
         counts_LHDE: Tokens with the expert among their K.
         tokens_LHD: Tokens.
         documents_LHD: Documents with a token.
         probabilities_LDE: Sums of router probabilities over tokens.
-        bootstrap_counts_LHDRE: `counts_LHDE` in each bootstrap replicate.
-        bootstrap_tokens_LHDR: `tokens_LHD` in each bootstrap replicate.
-        null_counts_LRDE: Tokens with the expert, by drawn domain, in each null replicate.
-        null_tokens_LRD: Tokens by drawn domain in each null replicate.
+        count_squares_LHDE: Sums over documents of the square of their tokens with the expert.
+        products_LHDE: Sums over documents of their tokens with the expert times their tokens.
+        token_squares_LHD: Sums over documents of the square of their tokens.
+        document_order_LB: Hash of each document kept, by domain and hash.
+        document_counts_LBE: Its tokens with the expert among their K.
         layers: Decoder block indices.
         domains: Names of the domains.
         num_experts_per_token: K.
-        domain_shares: Probability of each domain under the null.
-        seed: What halves, weights and labels were drawn with.
+        num_null: Permutations of the null.
+        seed: What halves, documents and permutations were drawn with.
     """
 
     counts_LHDE: NDArray[np.int64]
     tokens_LHD: NDArray[np.int64]
     documents_LHD: NDArray[np.int64]
     probabilities_LDE: NDArray[np.float64]
-    bootstrap_counts_LHDRE: NDArray[np.int32]
-    bootstrap_tokens_LHDR: NDArray[np.int64]
-    null_counts_LRDE: NDArray[np.int32]
-    null_tokens_LRD: NDArray[np.int64]
+    count_squares_LHDE: NDArray[np.int64]
+    products_LHDE: NDArray[np.int64]
+    token_squares_LHD: NDArray[np.int64]
+    document_order_LB: NDArray[np.int64]
+    document_counts_LBE: NDArray[np.int32]
     layers: Sequence[int]
     domains: Sequence[str]
     num_experts_per_token: int
-    domain_shares: Sequence[float]
+    num_null: int
     seed: int
+
+    def sums(self, layer: int, halves: slice) -> DocumentSums:
+        """The sums over the documents of a layer and some halves, (D, E) and (D, 1)."""
+        counts, squares, products = (
+            values[layer, halves].sum(0) for values in (self.counts_LHDE, self.count_squares_LHDE, self.products_LHDE)
+        )
+        tokens, token_squares, documents = (
+            values[layer, halves].sum(0)[:, None]
+            for values in (self.tokens_LHD, self.token_squares_LHD, self.documents_LHD)
+        )
+        return DocumentSums(counts, tokens, squares, products, token_squares, documents)
 
 
 def usage_table(counted: UsageCounts) -> xr.Dataset:
@@ -115,7 +137,7 @@ def usage_table(counted: UsageCounts) -> xr.Dataset:
     `selection_half_` are of half 0 of the documents (selection), with `evaluation_half_` of half 1 (evaluation).
 
     Args:
-        counted: The counts and their replicates.
+        counted: The counts and what their uncertainty is made of.
 
     Returns:
         The dataset; each variable has `units` and `definition` in its attrs, and `source` where it has one in the
@@ -147,7 +169,7 @@ def usage_table(counted: UsageCounts) -> xr.Dataset:
             "domain": list(counted.domains),
             "expert": np.arange(counted.counts_LHDE.shape[-1]),
         },
-        attrs=_attrs(counted, values["num_documents"]),
+        attrs=_attrs(counted, values),
     )
 
 
@@ -170,31 +192,42 @@ def _add_load(values: dict[str, Numbers], probabilities_LDE: Numbers) -> None:
 
 
 def _add_intervals(values: dict[str, Numbers], counted: UsageCounts) -> None:
-    """Intervals of all documents and of half 1, layer by layer: replicates of all layers at once take too much."""
-    names = ("selection_frequency", "domain_specialization", "lift")
-    values["selection_half_lift_ci_low"] = np.full(values["lift"].shape, np.nan)
-    for layer in range(values["lift"].shape[0]):
-        counts_HDRE, tokens_HDR = counted.bootstrap_counts_LHDRE[layer], counted.bootstrap_tokens_LHDR[layer]
-        _, _, lift_RDE = _replicates(counts_HDRE[:1], tokens_HDR[:1])
-        values["selection_half_lift_ci_low"][layer], _ = measures.replicate_range(lift_RDE)
-        for prefix, first in (("", 0), ("evaluation_half_", 1)):
-            documents_D = values[f"{prefix}num_documents"][layer]
-            enough_D1 = (documents_D >= MIN_DOCUMENTS)[:, None]
-            enough = documents_D.sum() >= MIN_DOCUMENTS
-            replicates = _replicates(counts_HDRE[first:], tokens_HDR[first:])
-            for name, replicates_R, known in zip(names, replicates, (enough, enough_D1, enough_D1), strict=True):
-                for end, bound in zip(("low", "high"), measures.replicate_range(replicates_R), strict=True):
-                    ends = values.setdefault(f"{prefix}{name}_ci_{end}", np.full(values[name].shape, np.nan))
-                    ends[layer] = np.where(known, bound, np.nan)
+    """Intervals of all documents and of each half, layer by layer, since a model may have many domains and experts.
+
+    Those of the selection half, which findings are selected by, are of lifts alone and of however few documents.
+    """
+    num_layers = values["lift"].shape[0]
+    for prefix, halves in (("", slice(0, 2)), ("selection_half_", slice(0, 1)), ("evaluation_half_", slice(1, 2))):
+        selecting = prefix == "selection_half_"
+        for layer in range(num_layers):
+            for name, array in _layer_intervals(counted.sums(layer, halves), masked=not selecting).items():
+                if not selecting or name.startswith("lift"):
+                    values.setdefault(f"{prefix}{name}", np.full((num_layers, *array.shape), np.nan))[layer] = array
 
 
-def _replicates(counts_HDRE: Numbers, tokens_HDR: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Selection frequency (R, E), domain specialization and lift (R, D, E) of each replicate of some halves."""
-    counts_RDE = counts_HDRE.sum(axis=0, dtype=np.int64).swapaxes(0, 1)
-    tokens_RD = tokens_HDR.sum(axis=0).T
-    specialization_RDE = measures.ratio(counts_RDE, tokens_RD[..., None])
-    frequency_RE = measures.ratio(counts_RDE.sum(axis=1), tokens_RD.sum(axis=1)[:, None])
-    return frequency_RE, specialization_RDE, measures.lift(specialization_RDE)
+def _layer_intervals(sums: DocumentSums, *, masked: bool) -> dict[str, Floats]:
+    """What a layer's documents tell of the error of its frequencies, specializations and lifts."""
+    effective_D1 = sums.effective
+    enough_D1 = intervals.enough(sums.documents, effective_D1) if masked else sums.documents > 1
+    variance_DE, degrees_DE = intervals.domain_variances(sums)
+    effective_DE = np.broadcast_to(effective_D1, variance_DE.shape)
+    lifts = intervals.lifts(sums)
+    share_DE = intervals.share_interval(sums.share, variance_DE, degrees_DE, effective_DE)
+    by_cell = {
+        "lift_logit_se": lifts.error,
+        "lift_degrees_of_freedom": lifts.degrees,
+        "lift_p_value": lifts.p_value,
+        "lift_ci_low": lifts.low,
+        "lift_ci_high": lifts.high,
+        "domain_specialization_ci_low": share_DE[0],
+        "domain_specialization_ci_high": share_DE[1],
+    }
+    low_E, high_E = intervals.pooled_interval(sums)
+    return {
+        "effective_documents": effective_D1[:, 0],
+        "selection_frequency_ci_low": low_E,
+        "selection_frequency_ci_high": high_E,
+    } | {name: np.where(enough_D1, values_DE, np.nan) for name, values_DE in by_cell.items()}
 
 
 def _add_nulls(values: dict[str, Numbers], counted: UsageCounts) -> None:
@@ -202,22 +235,60 @@ def _add_nulls(values: dict[str, Numbers], counted: UsageCounts) -> None:
     values["mutual_information"] = measures.mutual_information(values["num_selected"])
     values["domain_entropy"] = measures.domain_entropy(values["num_tokens"])
     values["mutual_information_share"] = measures.ratio(values["mutual_information"], values["domain_entropy"])
-    names = ("divergence", "mutual_information", "mutual_information_share")
-    for name in names:
-        for ending in ("null_mean", "null_low", "null_high"):
-            values[f"{name}_{ending}"] = np.full(values[name].shape, np.nan)
-    for layer, (counts_RDE, tokens_RD) in enumerate(
-        zip(counted.null_counts_LRDE, counted.null_tokens_LRD, strict=True)
-    ):
-        information_R = measures.mutual_information(counts_RDE)
-        shares_R = measures.ratio(information_R, measures.domain_entropy(tokens_RD))
-        replicates = (measures.divergence(counts_RDE, tokens_RD), information_R, shares_R)
-        for name, replicates_R in zip(names, replicates, strict=True):
-            values[f"{name}_null_mean"][layer] = measures.replicate_mean(replicates_R)
-            low, high = measures.replicate_range(replicates_R)
-            values[f"{name}_null_low"][layer], values[f"{name}_null_high"][layer] = low, high
-    for name in names:
+    replicates = dict(zip(_WITH_NULL, _replicates(values, counted), strict=True))
+    for name, replicates_R in replicates.items():
+        for ending, array in permutation.null_summary(replicates_R).items():
+            values[f"{name}_{ending}"] = array
         values[f"{name}_excess"] = values[name] - values[f"{name}_null_mean"]
+    for name in ("divergence", "mutual_information"):
+        for ending, array in permutation.p_values(values[name], replicates[name]).items():
+            values[f"{name}_{_P_VALUES[name].get(ending, ending)}"] = array
+
+
+_WITH_NULL = ("divergence", "mutual_information", "mutual_information_share")
+_P_VALUES = {"divergence": {}, "mutual_information": {"p_value_any": "p_value_any_layer"}}
+
+
+def _replicates(values: dict[str, Numbers], counted: UsageCounts) -> tuple[Floats, Floats, Floats]:
+    """The replicates (R, L) of divergence (also by expert), mutual information and its share under the null."""
+    num_layers, num_documents, num_experts = counted.document_counts_LBE.shape
+    shape = (counted.num_null, num_layers)
+    divergences_RLE = np.full((*shape, num_experts), np.nan)
+    information_RL, entropy_RL = np.full(shape, np.nan), np.full(shape, np.nan)
+    if not counted.num_null or not num_documents:
+        return divergences_RLE, information_RL, information_RL
+    domain_ids_B = np.repeat(np.arange(len(counted.domains)), num_documents // len(counted.domains))
+    filled_LB = counted.document_order_LB < EMPTY
+    # All layers see the same documents, unless records are missing: then each kind of layers has its own permutations.
+    for filled_B in np.unique(filled_LB, axis=0):
+        layers = np.flatnonzero((filled_LB == filled_B).all(1))
+        if not filled_B.any():
+            continue
+        null = permutation.permutation_null(
+            counted.document_counts_LBE[layers][:, filled_B],
+            domain_ids_B[filled_B],
+            num_permutations=counted.num_null,
+            assigned_D=values["num_tokens"][layers[0]] * counted.num_experts_per_token,
+            documents_D=values["num_documents"][layers[0]],
+            seed=counted.seed,
+        )
+        divergences_RLE[:, layers] = null.divergence_RLE
+        information_RL[:, layers], entropy_RL[:, layers] = null.information_RL, null.entropy_RL
+    return divergences_RLE, information_RL, measures.ratio(information_RL, entropy_RL)
+
+
+_ENDINGS = {
+    "ci_low": f"lower end of the {INTERVAL}, of",
+    "ci_high": f"upper end of the {INTERVAL}, of",
+    "null_mean": f"mean over null replicates ({NULL}) of",
+    "null_low": f"2.5 % quantile over null replicates ({NULL}) of",
+    "null_high": f"97.5 % quantile over null replicates ({NULL}) of",
+    "excess": f"value - null mean ({NULL}) of",
+    "p_value": f"share of null replicates ({NULL}), the value itself among them, at least as large as it, of",
+    "p_value_tail": f"upper tail of the Pearson III distribution with the moments of the null replicates ({NULL}), of",
+    "p_value_any": f"p-value ({NULL}) adjusted for the largest of all layers and experts (maxT), of",
+    "p_value_any_layer": f"p-value ({NULL}) adjusted for the largest of all layers (maxT), of",
+}
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -226,7 +297,9 @@ def _split(name: str) -> tuple[str, str, str]:
         return "", name, ""
     prefix = next((half for half in _HALVES if name.startswith(f"{half}_")), "")
     base = name.removeprefix(f"{prefix}_") if prefix else name
-    for ending in ("ci_low", "ci_high", "null_mean", "null_low", "null_high", "excess"):
+    if base in _DEFINITIONS:
+        return prefix, base, ""
+    for ending in _ENDINGS:
         if base.endswith(f"_{ending}"):
             return prefix, base.removesuffix(f"_{ending}"), ending
     return prefix, base, ""
@@ -246,42 +319,36 @@ def _describe(name: str) -> dict[str, str]:
     else:
         units, definition, source = _LOAD[base.removesuffix("_all")]
         definition += "; all domains pooled" if base.endswith("_all") else "; of the domain's tokens"
-    endings = {
-        "ci_low": f"2.5 % end of the {INTERVAL}, of",
-        "ci_high": f"97.5 % end of the {INTERVAL}, of",
-        "null_mean": f"mean over null replicates ({NULL}) of",
-        "null_low": f"2.5 % quantile over null replicates ({NULL}) of",
-        "null_high": f"97.5 % quantile over null replicates ({NULL}) of",
-        "excess": f"value - null mean ({NULL}) of",
-    }
     if ending:
-        definition = f"{endings[ending]}: {definition}"
+        definition = f"{_ENDINGS[ending]}: {definition}"
     if prefix:
         definition = f"{definition}; {_HALVES[prefix]}"
+    if ending.startswith("p_value"):
+        units = "probability"
     return {"units": units, "definition": definition} | ({"source": source} if source else {})
 
 
-def _attrs(counted: UsageCounts, documents_LD: Numbers) -> dict[str, object]:
-    few = [
-        domain
-        for domain, documents in zip(counted.domains, documents_LD.min(axis=0, initial=2**62), strict=True)
-        if documents < MIN_DOCUMENTS
-    ]
+def _attrs(counted: UsageCounts, values: dict[str, Numbers]) -> dict[str, object]:
+    documents_LD = values["num_documents"]
+    enough_LD = intervals.enough(documents_LD, values["effective_documents"])
+    few = [domain for domain, enough in zip(counted.domains, enough_LD.all(axis=0), strict=True) if not enough]
+    notes = []
     if not documents_LD.sum():
-        note = "made of counts without documents: intervals and nulls are empty"
+        notes.append("made of counts without documents: intervals and nulls are empty")
     elif few:
-        note = f"under {MIN_DOCUMENTS} documents, so without intervals: {', '.join(few)}"
-    else:
-        note = ""
+        least = f"under {MIN_DOCUMENTS} documents, or {MIN_EFFECTIVE_DOCUMENTS} effective ones by tokens"
+        notes.append(f"{least}, so without intervals: {', '.join(few)}")
+    sampled = int((counted.document_order_LB < EMPTY).sum(axis=1).max(initial=0))
+    if counted.num_null and sampled < documents_LD.sum(axis=1).max(initial=0):
+        notes.append(f"nulls are from a sample of {sampled} documents, scaled to the number of all")
     num_experts = counted.counts_LHDE.shape[-1]
     return {
         "num_experts": num_experts,
         "num_experts_per_token": counted.num_experts_per_token,
         "uniform_baseline": counted.num_experts_per_token / num_experts,
-        "num_bootstrap": counted.bootstrap_tokens_LHDR.shape[-1],
-        "num_null": counted.null_tokens_LRD.shape[1],
+        "num_null": counted.num_null,
         "min_documents": MIN_DOCUMENTS,
-        "null_domain_shares": list(counted.domain_shares),
+        "min_effective_documents": MIN_EFFECTIVE_DOCUMENTS,
         "seed": counted.seed,
-        "note": note,
+        "note": "; ".join(notes),
     }

@@ -83,6 +83,10 @@ def test_columns_and_rows_of_the_usage_file(frames, table):
         "lift",
         "lift_ci_low",
         "lift_ci_high",
+        "effective_documents",
+        "lift_logit_se",
+        "lift_degrees_of_freedom",
+        "lift_p_value",
     ]
     assert len(frame) == len(LAYERS) * (1 + len(DOMAINS)) * E
     assert not frame.duplicated(["layer", "domain", "expert"]).any()

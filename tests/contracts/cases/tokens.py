@@ -18,6 +18,11 @@ for reading in ("input", "predicted", "next"):
         )
 
 register(
+    "tokens_half",
+    make=lambda **changes: TokenUsage(**{**SIZES, "vocab_size": VOCAB_SIZE, "half": 0, "seed": 1, **changes}),
+    other={"half": 1, "seed": 2},
+)
+register(
     "cooccurrence",
     make=lambda **changes: ExpertCooccurrence(**{**SIZES, **changes}),
     other={"num_experts_per_token": 3},

@@ -12,10 +12,10 @@ def make(**changes: Any) -> ExpertUsage:
         "num_experts": NUM_EXPERTS,
         "num_experts_per_token": NUM_EXPERTS_PER_TOKEN,
         "domains": DOMAINS,
-        "num_bootstrap": 30,
         "num_null": 20,
+        "num_documents": 9,
     }
     return ExpertUsage(**{**parameters, **changes})
 
 
-register("usage", make, other={"seed": 1, "domains": ["beta", "alpha", "gamma"], "num_null": 10})
+register("usage", make, other={"seed": 1, "domains": ["beta", "alpha", "gamma"], "num_null": 10, "num_documents": 5})

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from moescope.interventions.ablation import Ablation
-from moescope.interventions.document_effects import INTERVAL, Documents, domain_means
+from moescope.interventions.document_effects import EFFECTIVE, INTERVAL, P_VALUE, Documents, domain_means
 from moescope.measures.constants import ALL
 from moescope.measures.usage import ratio
 from moescope.statistics.variables import Variable, variable
@@ -85,6 +85,8 @@ def table_of(
         "delta_loss": variable(dims, delta_D, NATS, delta),
         "delta_loss_ci_low": variable(dims, means.low_DP[:, 0], NATS, f"lower end, {INTERVAL}, of: {delta}"),
         "delta_loss_ci_high": variable(dims, means.high_DP[:, 0], NATS, f"upper end, {INTERVAL}, of: {delta}"),
+        "p_value": variable(dims, means.p_value_DP[:, 0], "probability", P_VALUE),
+        "effective_documents": variable(dims, means.effective_DP[:, 0], "documents", EFFECTIVE),
         "bits_per_byte": variable(dims, ratio(losses_D * BITS, bytes_D), "bits per byte", "loss with all experts"),
         "bits_per_byte_ablated": variable(
             dims, ratio((losses_D + effects_D) * BITS, bytes_D), "bits per byte", "loss without the experts"
@@ -98,6 +100,7 @@ def table_of(
         "excess": variable(dims, excess.mean_DP[:, 0], NATS, "Δ loss minus the mean Δ loss of the controls"),
         "excess_ci_low": variable(dims, excess.low_DP[:, 0], NATS, f"lower end, {INTERVAL}, of the excess"),
         "excess_ci_high": variable(dims, excess.high_DP[:, 0], NATS, f"upper end, {INTERVAL}, of the excess"),
+        "excess_p_value": variable(dims, excess.p_value_DP[:, 0], "probability", f"{P_VALUE}: of the excess"),
         "selection_frequency": variable((), frequencies[0], "share", "tokens that select an ablated expert, sampled"),
     }
     both = ("control", "domain")

@@ -182,7 +182,7 @@ def information(table: xr.Dataset, context: Context) -> Figure:
     caption(
         fig,
         context.caption,
-        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} random relabelings of documents; "
+        f"H(domain) = {entropy:.3g} bits; null: mean and 95 % range over {draws} permutations of documents; "
         "band of the set: 95 % CI over held-out documents",
     )
     return fig
@@ -213,6 +213,6 @@ def divergence(table: xr.Dataset, context: Context) -> Figure:
         fig,
         context.caption,
         "Jensen–Shannon, of an expert's distribution over domains from its layer's; line: median, band: 5–95 % of "
-        "experts; null: each document's label drawn from the domain shares",
+        "experts; null: labels permuted over documents",
     )
     return fig

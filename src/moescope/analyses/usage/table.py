@@ -34,6 +34,10 @@ _SPECIALIST_COLUMNS = [
     "selection_half_domain_specialization",
     "selection_half_lift",
     "selection_half_lift_ci_low",
+    "lift_p_value",
+    "lift_degrees_of_freedom",
+    "effective_documents",
+    "selection_half_lift_p_value",
 ]
 
 
@@ -55,6 +59,10 @@ def usage_frame(table: xr.Dataset) -> pd.DataFrame:
         lift_LDE = table[name].values
         return np.concatenate([np.full((num_layers, 1, num_experts), np.nan), lift_LDE], axis=1).ravel()
 
+    def rows_of_domains(name: str) -> np.ndarray:
+        by_domain_LD = np.concatenate([np.full((num_layers, 1), np.nan), table[name].values], axis=1)
+        return np.broadcast_to(by_domain_LD[..., None], shape).ravel()
+
     domains = np.array([ALL, *table["domain"].values.tolist()], dtype=object)
     return pd.DataFrame(
         {
@@ -70,6 +78,10 @@ def usage_frame(table: xr.Dataset) -> pd.DataFrame:
             "lift": lifts("lift"),
             "lift_ci_low": lifts("lift_ci_low"),
             "lift_ci_high": lifts("lift_ci_high"),
+            "effective_documents": rows_of_domains("effective_documents"),
+            "lift_logit_se": lifts("lift_logit_se"),
+            "lift_degrees_of_freedom": lifts("lift_degrees_of_freedom"),
+            "lift_p_value": lifts("lift_p_value"),
         }
     )
 
@@ -89,8 +101,8 @@ def load_frame(table: xr.Dataset) -> pd.DataFrame:
 
 
 def divergence_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per layer and expert: Jensen-Shannon divergence, bits, with its null and its excess over it."""
-    frame = _with_null(table, "divergence")
+    """One row per layer and expert: Jensen-Shannon divergence, bits, with its null, its excess over it and p-values."""
+    frame = _with_null(table, "divergence", "_p_value", "_p_value_tail", "_p_value_any")
     frame.insert(2, "num_selected", table["num_selected_all"].values.ravel())
     return frame
 
@@ -100,7 +112,7 @@ def information_frame(table: xr.Dataset) -> pd.DataFrame:
 
     And the information of the set of selected experts, where the table has it.
     """
-    bits = _with_null(table, "mutual_information")
+    bits = _with_null(table, "mutual_information", "_p_value", "_p_value_tail", "_p_value_any_layer")
     bits.insert(1, "num_tokens", table["num_tokens_all"].values)
     bits.insert(2, "domain_entropy", table["domain_entropy"].values)
     frame = bits.merge(_with_null(table, "mutual_information_share"), on="layer")
@@ -108,15 +120,15 @@ def information_frame(table: xr.Dataset) -> pd.DataFrame:
     return frame.merge(table[names].to_dataframe().reset_index(), on="layer") if names else frame
 
 
-def _with_null(table: xr.Dataset, name: str) -> pd.DataFrame:
-    endings = ["", "_null_mean", "_null_low", "_null_high", "_excess"]
+def _with_null(table: xr.Dataset, name: str, *more: str) -> pd.DataFrame:
+    endings = ["", "_null_mean", "_null_low", "_null_high", "_excess", *more]
     return table[[f"{name}{ending}" for ending in endings]].to_dataframe().reset_index()
 
 
 def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
     """For each layer and domain its most specialized expert: selected on half 0 of the documents, measured on half 1.
 
-    Selected is the expert with the highest lower end of the lift's bootstrap interval on half 0, among those that the
+    Selected is the expert with the highest lower end of the lift's interval on half 0, among those that the
     domain's tokens select at least as often as uniform routing would (K / E). The lift itself would favor experts whose
     lift a single document raises. Ties go to the higher lift, then to the lower id. Rows are sorted by that lower end,
     highest first; `rank` counts them. Domains without tokens on half 0 have no row.
@@ -133,6 +145,9 @@ def specialists_frame(table: xr.Dataset) -> pd.DataFrame:
         "lift": "lift",
         "lift_ci_low": "lift_ci_low",
         "lift_ci_high": "lift_ci_high",
+        "lift_p_value": "lift_p_value",
+        "lift_degrees_of_freedom": "lift_degrees_of_freedom",
+        "effective_documents": "effective_documents",
     }
     rows = []
     for layer in table["layer"].values.tolist():

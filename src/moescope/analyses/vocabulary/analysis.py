@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, get_args
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.vocabulary.dependence import dependence, dependence_frame
 from moescope.analyses.vocabulary.findings import READING_NAMES
-from moescope.analyses.vocabulary.table import MIN_COUNT, table_of, top_tokens_frame, vocabulary_frame
+from moescope.analyses.vocabulary.table import MIN_COUNT, SELECTION_HALF, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
 from moescope.errors import warn
 from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
@@ -25,7 +25,9 @@ MOST_BYTES = 8 * 2**30
 """Counts of layers x vocabulary x experts beyond this are left out, the last readings first."""
 
 
-def token_usage(context: Context, reading: Reading = "input", *, top1: bool = False) -> dict[str, Statistic]:
+def token_usage(
+    context: Context, reading: Reading = "input", *, top1: bool = False, half: int | None = None
+) -> dict[str, Statistic]:
     """The token usage of one reading under the key that analyses share it by."""
     model = context.model
     statistic = TokenUsage(
@@ -36,9 +38,11 @@ def token_usage(context: Context, reading: Reading = "input", *, top1: bool = Fa
         reading=reading,
         ranks="first" if top1 else "all",
         min_count=MIN_COUNT,
+        half=half,
+        seed=context.seed,
         device=model.device,
     )
-    return {f"tokens_{reading}_top1" if top1 else f"tokens_{reading}": statistic}
+    return {f"tokens_{reading}{'_top1' if top1 else ''}{'' if half is None else SELECTION_HALF}": statistic}
 
 
 class Vocabulary(Analysis):
@@ -52,20 +56,22 @@ class Vocabulary(Analysis):
             yield "predicted tokens are left out: with `layers` the model is not run to its end (`predictions` does)"
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
-        """One table of counts per reading and ranks; predicted tokens only where the whole depth runs.
+        """One table of counts per reading and ranks, and per reading one of half 0 of the documents.
 
-        And whole documents, to test the dependence on the token type on.
+        Predicted tokens only where the whole depth runs. And whole documents, to test the dependence on the token type
+        on.
         """
         model = context.model
         num_bytes = len(context.layers) * model.vocab_size * model.num_experts * 4
-        wanted = [
-            (reading, top1)
-            for top1 in ((False, True) if model.num_experts_per_token > 1 else (False,))
-            for reading in get_args(Reading)
-            if reading != "predicted" or context.predictions
-        ]
+        readings = [reading for reading in get_args(Reading) if reading != "predicted" or context.predictions]
+        kinds = (False, True) if model.num_experts_per_token > 1 else (False,)
+        wanted: list[tuple[Reading, bool, int | None]] = [(r, top1, None) for top1 in kinds for r in readings]
+        wanted += [(reading, False, 0) for reading in readings]
         num_counted = max(1, MOST_BYTES // num_bytes)
-        left_out = [f"{READING_NAMES[r]}, {'top-1' if top1 else 'top-K'}" for r, top1 in wanted[num_counted:]]
+        left_out = [
+            f"{READING_NAMES[r]}, {'top-1' if top1 else 'top-K'}{'' if half is None else ', held-out documents'}"
+            for r, top1, half in wanted[num_counted:]
+        ]
         if left_out:
             warn(
                 f"{len(left_out)} of {len(wanted)} vocabulary readings are left out ({'; '.join(left_out)}): each "
@@ -73,8 +79,8 @@ class Vocabulary(Analysis):
                 stacklevel=2,
             )
         statistics: dict[str, Statistic] = {**routed_tokens(context)}
-        for reading, top1 in wanted[:num_counted]:
-            statistics |= token_usage(context, reading, top1=top1)
+        for reading, top1, half in wanted[:num_counted]:
+            statistics |= token_usage(context, reading, top1=top1, half=half)
         return statistics
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MIN_COUNT = 10
 """Token types seen less often are left out of averages and lifts, as in OLMoE's Table 8."""
 TOP_TOKENS = 10
+SELECTION_HALF = "_selection_half"
+"""What the key of a reading's counts on half 0 of the documents ends in."""
 
 
 def table_of(statistics: Mapping[str, Statistic], context: Context) -> xr.Dataset:
@@ -36,7 +38,9 @@ def table_of(statistics: Mapping[str, Statistic], context: Context) -> xr.Datase
             usage = statistics.get(f"tokens_{reading}" if ranks == "top-K" else f"tokens_{reading}_top1")
             if not isinstance(usage, TokenUsage):
                 continue
-            for name, values_L in usage.compute().data_vars.items():
+            selection = statistics.get(f"tokens_{reading}{SELECTION_HALF}") if ranks == "top-K" else None
+            held_out = usage.held_out(selection if isinstance(selection, TokenUsage) else None)
+            for name, values_L in usage.compute().assign(held_out.data_vars).data_vars.items():
                 if name not in table:
                     nothing = np.full((len(context.layers), len(readings), len(kinds)), _nothing(values_L.dtype))
                     attrs = {**values_L.attrs, "definition": str(values_L.attrs["definition"]).split("; x is")[0]}
@@ -58,6 +62,7 @@ def vocabulary_frame(table: xr.Dataset) -> pd.DataFrame:
     """A row per layer, reading and ranks that were counted."""
     counts = ["num_tokens", "num_types_seen", "num_types"]
     shares = ["vocabulary_specialization", "vocabulary_specialization_chance"]
+    shares += [f"evaluation_half_{name}" for name in [*shares, "num_types"]]
     frame = table[counts + shares].to_dataframe(dim_order=["layer", "reading", "ranks"]).reset_index()
     frame = frame[frame["num_tokens"] > 0].reset_index(drop=True)
     frame.insert(5, "min_count", table.attrs["min_count"])
