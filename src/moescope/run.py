@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
-from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.base import Analysis, Drawing, Given, check_types
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
 from moescope.analyses.sizes import check_memory
-from moescope.arguments import check_types
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
@@ -175,7 +174,7 @@ def capture(
     """
     started = time.perf_counter()
     numbers = {"num_tokens": num_tokens, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "seed": seed}
-    check_types(model, corpus, analyses, skip, predictions, **numbers)
+    check_types(model, corpus, analyses, skip, predictions, registry.names(), **numbers)
     if predictions and not model.complete:
         raise UsageError(
             f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",

@@ -20,7 +20,6 @@ FLOORS = [
     ("one_pass", "figures", "results"),
     ("interventions",),
     ("analyses",),
-    ("arguments",),
     ("run",),
     ("report",),
     ("cli",),

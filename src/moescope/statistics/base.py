@@ -179,7 +179,7 @@ class Statistic(ABC, Generic[Record]):
 
 
 def _fits(state: Tensor, increment: Tensor) -> bool:
-    """Whether the sum of two tensors of whole numbers surely fits into the dtype of the first."""
+    """Whether the sum of two tensors of whole numbers is certain to fit into the dtype of the first."""
     if not state.numel() or not increment.numel():
         return True
     bounds = torch.iinfo(state.dtype)
