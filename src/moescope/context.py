@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ModelInfo:
         selects_by: What the K largest are taken of, in words.
         complete: Whether the whole depth is loaded, so that predictions can be had.
         tokenizer: The checkpoint's; None where it has none.
+        interventions: Changes in force on the model while it ran, as plain values; none of a model as it is.
+        changes: What was changed on the model after it was loaded, in sentences.
     """
 
     name: str
@@ -51,6 +53,21 @@ class ModelInfo:
     selects_by: str
     complete: bool
     tokenizer: Any = field(repr=False, compare=False)
+    interventions: tuple[Mapping[str, Any], ...] = ()
+    changes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells the model from others whose counts must not be added to its own, as plain values."""
+        return {
+            "name": self.name.rstrip("/").rpartition("/")[2],
+            "revision": self.revision,
+            "config_hash": self.config_hash,
+            "dtype": self.dtype,
+            "num_experts_per_token": self.num_experts_per_token,
+            "interventions": [dict(change) for change in self.interventions],
+            "changes": list(self.changes),
+        }
 
     def check_experts(self, experts: Sequence[int] | None) -> list[int]:
         """Experts to look at, in the order given; None means all.
@@ -58,13 +75,28 @@ class ModelInfo:
         Raises:
             UsageError: An expert that does not exist.
         """
-        if experts is None:
-            return list(range(self.num_experts))
-        unknown = [expert for expert in experts if not 0 <= expert < self.num_experts]
-        if unknown or not experts:
-            what = f"{self.name} has no expert {', '.join(map(str, unknown))}" if unknown else "no expert was asked for"
-            raise UsageError(what, expected=f"experts 0-{self.num_experts - 1}, counted from 0")
-        return [int(expert) for expert in experts]
+        return check_experts(experts, self.num_experts, self.name)
+
+
+def check_experts(experts: Sequence[int] | None, num_experts: int, name: str) -> list[int]:
+    """Experts to look at, in the order given; None means all.
+
+    Args:
+        experts: Their ids.
+        num_experts: E.
+        name: The model, in messages.
+
+    Raises:
+        UsageError: An expert that does not exist, or no list of them.
+    """
+    if experts is None:
+        return list(range(num_experts))
+    experts = whole_numbers(experts, "experts")
+    unknown = [expert for expert in experts if not 0 <= expert < num_experts]
+    if unknown or not experts:
+        what = f"{name} has no expert {', '.join(map(str, unknown))}" if unknown else "no expert was asked for"
+        raise UsageError(what, expected=f"experts 0-{num_experts - 1}, counted from 0")
+    return experts
 
 
 @dataclass(frozen=True)
@@ -97,4 +129,5 @@ class Context:
     def caption(self) -> str:
         """Model, tokens and corpus, for the line below a figure; the model alone where no token was counted."""
         sample = f" · {self.num_tokens:,} tokens · {self.corpus_name}" if self.num_tokens else ""
-        return f"{self.model.name}{sample}"
+        changed = " (changed)" if self.model.interventions or self.model.changes else ""
+        return f"{self.model.name}{changed}{sample}"

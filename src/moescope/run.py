@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
+from moescope.arguments import check_types
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import AnalysisFailed, MoescopeWarning, UsageError
+from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
 from moescope.one_pass import feed
 from moescope.results import Made, Manifest, Outcome, Results
 from moescope.results.manifest import make_manifest
+from moescope.statistics.provenance import Provenance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,11 +157,14 @@ def capture(
         AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
+    numbers = {"num_tokens": num_tokens, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "seed": seed}
+    check_types(model, corpus, analyses, skip, predictions, **numbers)
     if predictions and not model.complete:
         raise UsageError(
             f"predictions need all {model.num_blocks} blocks of {model.name}, and fewer are loaded",
             remedy="load the model without `layers`",
         )
+    model.refresh()
     chosen = model.check_layers(layers)
     context = Context(
         model=model.info,
@@ -175,7 +178,7 @@ def capture(
         corpus_fingerprint=corpus.fingerprint if corpus is not None else "",
     )
     notes: list[str] = []
-    with _noted(notes):
+    with noted(notes):
         asked = _asked(analyses, skip, context, notes)
         steps, by = _steps(asked.values(), context)
         statistics = _statistics(steps, context)
@@ -199,6 +202,15 @@ def capture(
         pass_started = time.perf_counter()
         feed(model, sampler, statistics.values(), layers=chosen, on_batch=progress)
         pass_seconds = time.perf_counter() - pass_started
+        if model.info != context.model:
+            raise ModelError(
+                f"{model.name} was changed while its routing was read",
+                expected="one model throughout a run",
+                remedy="change routers, weights and interventions before or after, not from another thread",
+            )
+        provenance = Provenance.of(context.model.identity, sampler.identity)
+        for statistic in statistics.values():
+            statistic.provenance = provenance
         options |= {
             "num_tokens": num_tokens,
             "sequence_length": sequence_length,
@@ -283,7 +295,7 @@ def _answer(
     """First all that takes the model, then all tables; what fails is kept apart, so that the others are not lost."""
     measured: dict[Analysis, Any] = {}
     answers = _Answers({}, {})
-    with _noted(notes):
+    with noted(notes):
         for step in steps:
             try:
                 measured[step.analysis] = step.analysis.measure(model, statistics, context)
@@ -306,22 +318,6 @@ def _answer(
             except Exception as error:
                 answers.failed[step.analysis] = error
     return answers
-
-
-@contextmanager
-def _noted(notes: list[str]) -> Iterator[None]:
-    """Notes what is warned of inside, and warns of it all the same."""
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def record(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, MoescopeWarning):
-                notes.append(str(message))
-            show(message, category, *where, **more)
-
-        warnings.simplefilter("always", MoescopeWarning)
-        warnings.showwarning = record
-        yield
 
 
 def _asked(

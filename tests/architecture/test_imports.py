@@ -20,6 +20,7 @@ FLOORS = [
     ("one_pass", "figures", "results"),
     ("interventions",),
     ("analyses",),
+    ("arguments",),
     ("run",),
     ("report",),
     ("cli",),

@@ -47,3 +47,14 @@ def test_the_citation_is_of_this_version():
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     assert citation["keywords"] == PROJECT["keywords"]
+
+
+def test_our_warnings_are_given_in_one_way():
+    """`errors.warn` notes them for the run of the thread that warns; `warnings.warn` alone would be shown and lost."""
+    source = ROOT / "src" / "moescope"
+    given = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if re.search(r"warnings\.warn\(", path.read_text(encoding="utf-8"))
+    }
+    assert given == {"errors.py"}

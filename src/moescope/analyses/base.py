@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from moescope.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,3 +121,47 @@ class Analysis(ABC):
     @abstractmethod
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """Figures by file name without suffix, each with what draws it from the table alone."""
+
+
+def check_options(analysis: Analysis) -> None:
+    """Refuses options that are not of the types, or none of the values, that their fields declare.
+
+    Raises:
+        UsageError: Names the option, its value and what it takes.
+    """
+    if not is_dataclass(analysis):
+        return
+    hints = get_type_hints(type(analysis))
+    for option in fields(analysis):
+        value = getattr(analysis, option.name)
+        if not _fits(value, hints[option.name]):
+            raise UsageError(f"`{option.name}={value!r}` of {analysis.name}", expected=_in_words(hints[option.name]))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type as options declare them: plain types, unions, literals, tuples of one type."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return any(value == one and type(value) is type(one) for one in inner)
+    if kind in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(_fits(item, inner[0]) for item in value)
+    if kind is not None or not isinstance(hint, type):
+        return True
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if get_origin(hint) in (Union, UnionType):
+        return ", or ".join(map(_in_words, inner))
+    if get_origin(hint) is tuple:
+        return f"a tuple of {_in_words(inner[0])}"
+    return {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}.get(
+        hint, str(hint)
+    )

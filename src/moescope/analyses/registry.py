@@ -156,7 +156,7 @@ ENTRIES: tuple[Entry, ...] = (
         "Causal atlas: how much the loss of each domain rises without each expert.",
         "Atlas",
         options=True,
-        in_report={"sample_tokens": 24_000, "num_exact": 24, "exact_tokens": 2_000},
+        in_report={"sample_tokens": 24_000, "num_exact": 24, "exact_tokens": 2_000, "named_tokens": 4_000},
     ),
     _entry(
         "relations",

@@ -88,10 +88,16 @@ def lines(profile: ExpertProfile) -> list[Text]:
         )
     if profile.effect is not None:
         effect = profile.effect
-        add(
-            "Δ loss when ablated",
-            f"{number(effect.delta_loss)} {effect.units}{reach(effect.ci_low, effect.ci_high)}, {effect.method}",
-        )
+        measured = effect.measured
+        if measured is not None:
+            add(
+                "Δ loss when ablated",
+                f"{number(measured.delta_loss)} {effect.units}{reach(measured.ci_low, measured.ci_high)}, measured on "
+                f"held-out documents; {effect.method} on them: {number(measured.estimate)}",
+            )
+        else:
+            estimate = f"{number(effect.delta_loss)} {effect.units}{reach(effect.ci_low, effect.ci_high)}"
+            add("Δ loss when ablated", f"{estimate}, {effect.method}")
     if profile.contexts:
         first = profile.contexts[0]
         add("top context", "".join(first.tokens[: first.target]) + f" »{first.tokens[first.target]}« "

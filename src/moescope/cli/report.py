@@ -41,8 +41,11 @@ def report(
                 "--from was given with --out", remedy="leave --out out: the page goes into the --from folder"
             )
         with quiet(verbose=options.verbose, downloads=False):
-            write_page(existing)
-            print_summary(existing)
+            from moescope.results.checking import refusing
+
+            with refusing(existing):  # the folder may be anyone's
+                write_page(existing)
+                print_summary(existing)
         return
     if analyses and skip:
         raise UsageError("--analyses was given with --skip", remedy="name the parts you want, or those you don't")

@@ -11,7 +11,7 @@ from typing import Self
 from moescope.corpora.document import Document
 from moescope.corpora.names import listed, shown
 from moescope.corpora.problems import Problems
-from moescope.errors import CorpusError
+from moescope.errors import CorpusError, of_type, whole_number
 
 
 class Corpus(ABC):
@@ -71,7 +71,7 @@ class Corpus(ABC):
         Raises:
             CorpusError: There are fewer, or `num_domains` is not positive; says which there are.
         """
-        if not 1 <= num_domains <= len(self.domains):
+        if not 1 <= whole_number(num_domains, "num_domains") <= len(self.domains):
             raise CorpusError(
                 f"{num_domains} domains were asked for, and corpus {self.name} has {len(self.domains)}: "
                 f"{listed(self.domains)}",
@@ -94,6 +94,7 @@ class Corpus(ABC):
         Raises:
             CorpusError: One of them does not exist, or none is given.
         """
+        of_type(domains, (list, tuple), "domains", "a list of names")
         missing = [domain for domain in domains if domain not in self.domains]
         if missing or not domains:
             raise CorpusError(

@@ -6,9 +6,8 @@ rows (`pack`). So how many tokens fit into a batch changes no number.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from moescope.corpora.names import listed, shown
 from moescope.corpora.packing import Batch, Window, lay_out, pack
 from moescope.corpora.problems import Problems
 from moescope.corpora.tokenizing import Ids, TextEncoder
-from moescope.errors import CorpusError, MoescopeWarning, UsageError
+from moescope.errors import CorpusError, UsageError, warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,6 +123,12 @@ class Sampler:
         self.num_documents_D = np.zeros(len(self._corpus.domains), dtype=np.int64)
         self.warnings: list[str] = []
         self._fed = self._padded = self._alone = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells this sample of text from others, as plain values."""
+        corpus = [self._corpus.name, self._corpus.fingerprint, *self._corpus.domains]
+        return {"corpus": corpus, "num_tokens": int(self.num_tokens), "seed": int(self._seed), "window": self.window}
 
     @property
     def padding_share(self) -> float:
@@ -303,7 +308,7 @@ class Sampler:
             )
         self.warnings = messages
         for message in messages:
-            warnings.warn(message, MoescopeWarning, stacklevel=3)
+            warn(message, stacklevel=3)
 
     def _effect_of_sequence_length(self) -> Iterator[str]:
         """What an explicit length did to the sample, where it did not do as asked or cost documents."""

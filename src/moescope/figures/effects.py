@@ -19,7 +19,7 @@ MILLI = 1000.0
 
 @styled
 def effects_with_controls(
-    frame: pd.DataFrame, names: Sequence[str], groups: Mapping[str, str], *, control: str
+    frame: pd.DataFrame, names: Sequence[str], groups: Mapping[str, str], *, control: str, estimate: str | None = None
 ) -> Figure:
     """Horizontal bars of Δ loss with intervals; a diamond and a line on each: mean and range of the controls.
 
@@ -29,6 +29,7 @@ def effects_with_controls(
         names: Labels of the bars.
         groups: Group of each domain, for the colors.
         control: Legend of the controls.
+        estimate: Legend of `delta_loss_estimate`, if that is to be marked on each bar.
     """
     fig, ax = style.figure("page", style.height_for(len(frame), 0.15, 1.0))
     colors = style.group_colors(groups)
@@ -48,6 +49,11 @@ def effects_with_controls(
         ax.plot(
             middle, heights, linestyle="", marker="D", markersize=2.6, color="white", markeredgecolor=style.INK,
             markeredgewidth=0.7, label=control,
+        )  # fmt: skip
+    if estimate is not None:
+        ax.plot(
+            MILLI * frame["delta_loss_estimate"].to_numpy(), np.arange(len(frame)), linestyle="", marker="x",
+            markersize=3.2, color=style.INK, markeredgewidth=0.8, label=estimate,
         )  # fmt: skip
     ax.axvline(0, color=style.INK, linewidth=0.6)
     ax.grid(axis="x")

@@ -56,6 +56,7 @@ def ablation_effects(
     *,
     batch_tokens: int = 8192,
     kept: KeptPass | None = None,
+    within_BP: Tensor | None = None,
 ) -> Tensor:
     """Δ loss of each ablation in each document of a batch: nats, summed over the document's predicted tokens.
 
@@ -69,6 +70,7 @@ def ablation_effects(
         ablations: Any number, of any layers.
         batch_tokens: Padded tokens in a batch that is run again.
         kept: The batch's pass, if it was kept before.
+        within_BP: Mask of the documents that each ablation is measured on; None: all. Elsewhere its effect is 0.
 
     Returns:
         float64 (B, number of ablations).
@@ -85,7 +87,11 @@ def ablation_effects(
         in_layer = [index for index, ablation in enumerate(ablations) if ablation.layer == layer]
         if layer == layers[-1]:
             _check_same(model, kept, layer)
-        for part in _parts(kept, {index: _hits(kept, ablations[index]) for index in in_layer}, batch_tokens):
+        hits = {
+            index: _hits(kept, ablations[index], None if within_BP is None else within_BP[:, index])
+            for index in in_layer
+        }
+        for part in _parts(kept, hits, batch_tokens):
             effects_BP.index_put_((part.rows_J, part.ablations_J), _effects(model, kept, layer, part), accumulate=True)
     return effects_BP
 
@@ -115,11 +121,13 @@ class _Hits:
     experts: Tensor
 
 
-def _hits(kept: KeptPass, ablation: Ablation) -> _Hits:
+def _hits(kept: KeptPass, ablation: Ablation, within_B: Tensor | None) -> _Hits:
     ids_NK = kept.calls[ablation.layer].expert_ids_NK
     experts = torch.tensor(ablation.experts, device=ids_NK.device)
     columns_S = torch.arange(kept.next_BS.shape[1], device=ids_NK.device)
     real_BS = columns_S < kept.lengths_B.to(ids_NK.device)[:, None]
+    if within_B is not None:
+        real_BS = real_BS & within_B.to(ids_NK.device)[:, None]
     return _Hits(torch.isin(ids_NK, experts).any(1).view(real_BS.shape) & real_BS, experts)
 
 

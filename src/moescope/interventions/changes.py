@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
+from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, of_type, whole_number, whole_numbers
 from moescope.models.routers import RouterRule
 from moescope.models.seam import ExpertCall
 
@@ -42,9 +43,12 @@ class Change(ABC):
     renormalize: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        for name in ("layer", "expert"):
+            object.__setattr__(self, name, whole_number(getattr(self, name), name))
+        of_type(self.renormalize, bool, "renormalize", "True or False")
         if self.positions is not None:
             many = [self.positions] if isinstance(self.positions, Integral) else self.positions
-            given = [int(position) for position in many]  # type: ignore[union-attr]
+            given = whole_numbers(many, "positions")
             if not given:
                 raise UsageError(
                     f"no position was given for expert {self.expert} of layer {self.layer}",
@@ -56,6 +60,11 @@ class Change(ABC):
     def indices(self) -> tuple[int, ...] | None:
         """`positions` as a tuple."""
         return self.positions  # type: ignore[return-value]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The change with its kind and parameters, as plain values."""
+        return {"kind": type(self).__name__.lower(), **asdict(self)}
 
     @property
     @abstractmethod
@@ -132,6 +141,7 @@ class Replace(Change):
 
 
 def _finite(value: float, what: str) -> None:
+    of_type(value, Real, what, "a finite number")
     if not math.isfinite(value):
         raise UsageError(f"`{what}={value}`", expected="a finite number")
 

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moescope.errors import UsageError
 from moescope.interventions.changes import Change
 
 if TYPE_CHECKING:
+    from moescope.context import ModelInfo
     from moescope.corpora import Corpus, Sampler
     from moescope.models import MoEModel
     from moescope.records import Routing
@@ -38,12 +40,30 @@ class Usage:
         num_tokens: `N`, tokens counted.
         corpus: Source of the tokens.
         sampler: The sample of tokens.
+        model: The model as it was, with what was in force on it.
     """
 
     counts: Mapping[int, NDArray[np.int64]]
     num_tokens: int
     corpus: Corpus
     sampler: Sampler
+    model: ModelInfo
+
+    def check_same_model(self, model: MoEModel) -> None:
+        """Refuses counts of another model, or of this one with other changes in force.
+
+        Raises:
+            UsageError: Says which it is.
+        """
+        now = model.info
+        if self.model != now:
+            same = replace(self.model, interventions=(), changes=()) == replace(now, interventions=(), changes=())
+            what = f"{now.name} with other changes in force" if same else self.model.name
+            raise UsageError(
+                f"`usage` was counted on {what}",
+                expected=f"counts of {now.name} as it is now",
+                remedy="leave `usage` out: it is then counted anew",
+            )
 
     def frequency(self, layer: int, expert: int) -> float:
         """`N_e / N`."""
@@ -103,7 +123,7 @@ def count_usage(
         if progress is not None:
             progress(placed.tokens.num_tokens)
     counted = {layer: counts_E.cpu().numpy() for layer, counts_E in counts.items()}
-    return Usage(counted, int(sampler.num_tokens_D.sum()), corpus, sampler)
+    return Usage(counted, int(sampler.num_tokens_D.sum()), corpus, sampler, model.info)
 
 
 def matched_experts(

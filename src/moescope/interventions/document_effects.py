@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from moescope.corpora.packing import Batch, Window, lay_out, pack
@@ -148,17 +149,26 @@ def measure_ablations(
     documents: Sequence[SampledDocument],
     ablations: Sequence[Ablation],
     *,
+    within_GP: NDArray[np.bool_] | None = None,
     batch_tokens: int = 8192,
 ) -> Floats:
-    """Exact effects of ablations by document, nats summed over its tokens, (G, number of ablations)."""
+    """Exact effects of ablations by document, nats summed over its tokens, (G, number of ablations).
+
+    With `within_GP`, a mask of the documents that each ablation is measured on, those elsewhere are NaN and take no
+    time; documents of no ablation are not run.
+    """
     check_ablations(model, ablations)
+    if within_GP is None:
+        within_GP = np.ones((len(documents), len(ablations)), dtype=bool)
     index_of = {document.document_hash: index for index, document in enumerate(documents)}
+    used = [documents[index] for index in np.flatnonzero(within_GP.any(axis=1)).tolist()]
     effects_GP = np.zeros((len(documents), len(ablations)))
-    for batch in batches_of(documents, model, batch_tokens) if ablations else []:
-        found_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens)
+    for batch in batches_of(used, model, batch_tokens):
         rows_B = [index_of[int(document)] for document in batch.tokens.document_hashes_B]
+        within_BP = torch.from_numpy(within_GP[rows_B])
+        found_BP = ablation_effects(model, batch, ablations, batch_tokens=batch_tokens, within_BP=within_BP)
         effects_GP[rows_B] = found_BP.cpu().numpy()
-    return effects_GP
+    return np.where(within_GP, effects_GP, np.nan)
 
 
 def domain_means(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from moescope.interventions.losses import backward, check_complete, next_tokens
+from moescope.models.patching import Shared
 from moescope.models.seam import ExpertCall, transformed
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _by_document(num_experts: int, batch: Batch, adder: _ZeroAdder) -> tuple[Ten
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def _without_gradients(module: nn.Module) -> Iterator[None]:
     """Within the context, no parameter requires a gradient."""
     requiring = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in requiring:
@@ -155,7 +156,7 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _in_fixed_order() -> Iterator[None]:
+def _deterministic() -> Iterator[None]:
     """Within the context, torch sums in a fixed order wherever it can.
 
     By default, on a CPU, the gradient of gathering each expert's tokens is summed by several threads in no fixed order;
@@ -171,3 +172,8 @@ def _in_fixed_order() -> Iterator[None]:
             yield
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+# Both are seen by all threads: the last of those who compute gradients at the same time restores what the first found.
+_frozen = Shared(_without_gradients)
+_in_fixed_order = Shared(_deterministic)

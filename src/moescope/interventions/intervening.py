@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, of_type
 from moescope.interventions.changes import Change, Replace, apply
 from moescope.interventions.positions import Positions, following
+from moescope.models.given import check_model
 from moescope.models.routers import RouterRule
 from moescope.models.seam import ExpertCall, hooked
 
@@ -26,6 +27,11 @@ class LayerChanges:
     changes: tuple[tuple[Change, Positions | None], ...]
     rule: RouterRule
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The changes with their kind and parameters, as plain values."""
+        return [change.record for change, _ in self.changes]
+
     def __call__(self, call: ExpertCall) -> tuple[Tensor, Tensor]:
         """The arguments of the layer's experts."""
         num_rows = call.expert_ids_NK.shape[0]
@@ -38,11 +44,16 @@ class LayerChanges:
 
 @contextmanager
 def intervening(model: MoEModel, changes: Sequence[Change]) -> Iterator[None]:
-    """Within the context, everything that the model computes is computed with these changes.
+    """Within the context, everything that this thread (or asyncio task) computes with the model has these changes.
 
     That includes `model.hf(...)`, `model.generate` and `model.hf.generate` (with or without a cache), `model.listen`
-    and `moescope.capture`. Nested contexts have the effect of one context with all the changes. On leaving, also by an
-    exception, the model is as it was.
+    and `moescope.capture`, whose manifest names the changes. Nested contexts have the effect of one context with all
+    the changes. On leaving, also by an exception, the model is as it was.
+
+    Other threads and tasks go on with the model unchanged, or with changes of their own. A thread started inside has
+    the changes too if it is given the context, as asyncio does by itself:
+
+        Thread(target=contextvars.copy_context().run, args=(model.generate, ids))
 
     In a padded batch, positions count each row's own tokens: pass the attention mask where padding is on the left.
     Padding itself is changed only by changes of all positions, which has no effect on other tokens.
@@ -57,8 +68,11 @@ def intervening(model: MoEModel, changes: Sequence[Change]) -> Iterator[None]:
     Raises:
         UsageError: A layer that is not loaded, an expert that does not exist, or so many experts replaced that fewer
             are left than a token is routed to.
+        ModelError: The model was changed after loading so that changes would have no effect.
     """
+    check_model(model)
     checked = check_changes(model, changes)
+    model.refresh()
     with ExitStack() as stack:
         positioned = any(change.positions is not None for change in checked)
         positions = stack.enter_context(following(model)) if positioned else None
@@ -87,12 +101,14 @@ def check_changes(model: MoEModel, changes: Sequence[Change]) -> list[Change]:
     Raises:
         UsageError: A layer or expert that the model does not have, or an item that is not a change.
     """
+    of_type(changes, Iterable, "changes", "a list of Scale, Set, Ablate or Replace")
+    changes = list(changes)
     for change in changes:
         if not isinstance(change, Change):
             raise UsageError(f"{change!r} is not a change", expected="Scale, Set, Ablate or Replace")
         model.check_layers([change.layer])
         model.check_experts([change.expert])
-    return list(changes)
+    return changes
 
 
 def _check_enough_left(model: MoEModel, changes: Sequence[Change]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from moescope.errors import ModelError
-from moescope.models.patching import replaced
+from moescope.models.patching import hook_scope, method_of, replaced
 
 if TYPE_CHECKING:
     from moescope.models import MoEModel
 
 
-class Positions:
+class Positions(threading.local):
     """Follows forward passes and keeps each token's position.
 
     A token's position is the number of tokens before it in its own text. Tokens in a cache count; padding, which a
@@ -24,7 +25,7 @@ class Positions:
     has the positions after the text's last.
 
     Negative positions count from the end of the prompt: within `generate` that is its input, whatever the passes are
-    given; otherwise it is the input of the last pass without a cache.
+    given; otherwise it is the input of the last pass without a cache. Each thread has the positions of its own passes.
     """
 
     def __init__(self) -> None:
@@ -82,8 +83,12 @@ class Positions:
     @contextmanager
     def generating(self, width: int) -> Iterator[None]:
         """For the duration of one `generate`, whose prompt is `width` columns wide (0: not known)."""
-        with replaced(self, _generating=True, _width=width, _prompt_B=None):
+        before = self._generating, self._width, self._prompt_B
+        self._generating, self._width, self._prompt_B = True, width, None
+        try:
             yield
+        finally:
+            self._generating, self._width, self._prompt_B = before
 
 
 @contextmanager
@@ -91,7 +96,7 @@ def following(model: MoEModel) -> Iterator[Positions]:
     """Positions of the model's passes for as long as the context lasts; afterwards the model is as it was."""
     positions = Positions()
     decoder = model.hf.get_submodule(model.layout.blocks_path.rpartition(".")[0])
-    stock = getattr(model.hf, "generate", None)
+    stock = method_of(model.hf, "generate")
 
     def generate(*args: Any, **options: Any) -> Any:
         given = args[0] if args else options.get("inputs", options.get("input_ids", options.get("inputs_embeds")))
@@ -99,7 +104,8 @@ def following(model: MoEModel) -> Iterator[Positions]:
             return stock(*args, **options)  # type: ignore[misc]
 
     with ExitStack() as stack:
-        handle = decoder.register_forward_pre_hook(positions.on_pass, with_kwargs=True)
+        own = stack.enter_context(hook_scope())
+        handle = decoder.register_forward_pre_hook(own(positions.on_pass), with_kwargs=True)
         stack.callback(handle.remove)
         if stock is not None:
             stack.enter_context(replaced(model.hf, generate=generate))

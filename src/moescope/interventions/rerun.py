@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moescope.interventions.losses import check_complete, next_tokens, token_losses
 from moescope.models.experts import SortedOutputs
-from moescope.models.patching import replaced
+from moescope.models.patching import hook_scope, replaced
 from moescope.models.seam import ExpertCall, hooked, stock
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ def keep(model: MoEModel, batch: Batch, layers: Sequence[int]) -> KeptPass:
     blocks = model.blocks
     seams = {layer: model.seams[layer] for layer in layers}
     with ExitStack() as stack:
+        own = stack.enter_context(hook_scope())
         for layer in layers:
-            keep_input, keep_output = _input_keeper(kept.inputs, layer), _output_keeper(kept.outputs, layer)
+            keep_input, keep_output = own(_input_keeper(kept.inputs, layer)), own(_output_keeper(kept.outputs, layer))
             stack.callback(blocks[layer].register_forward_pre_hook(keep_input, with_kwargs=True).remove)
             stack.callback(model.experts(layer).register_forward_hook(keep_output).remove)
         stack.enter_context(hooked(seams, logits=False))

@@ -151,6 +151,64 @@ def pooled(parts: Sequence[ExpertCorrelation]) -> ExpertCorrelation:
     return _finish(math.tanh(mean), variance, sum(part.degrees for part in known), null_R, *sizes)
 
 
+@dataclass(frozen=True)
+class CorrelationDifference:
+    """By how much one measure's rank correlation with an outcome exceeds another's, over the same experts.
+
+    Attributes:
+        value: Difference of the two, mean over layers; NaN of fewer than four experts, or where a measure is constant.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        p_value: One-sided, of a difference of 0 or below.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def correlation_difference(
+    a_LE: ArrayLike, b_LE: ArrayLike, outcome_LE: ArrayLike, *, signs: tuple[float, float] = (1.0, 1.0), seed: int = 0
+) -> CorrelationDifference:
+    """`mean over layers of s_a rho(a, y) - s_b rho(b, y)`, paired: both on the experts that have all three values.
+
+    Interval and p-value: delete-one-expert jackknife of the difference itself, with the groups of `correlate_experts`;
+    layers have different experts, so that their variances add. Student's t with the layers' degrees of freedom.
+
+    Args:
+        a_LE: (L, E); NaN: no value.
+        b_LE: Likewise.
+        outcome_LE: Likewise, y.
+        signs: Of the two correlations: with -1 for a negative one, sizes are compared.
+        seed: Of the groups.
+    """
+    values, variances, degrees = [], [], 0
+    for rows in zip(*(np.asarray(given, dtype=np.float64) for given in (a_LE, b_LE, outcome_LE)), strict=True):
+        known_3e = np.stack(rows)[:, np.isfinite(rows).all(0)]
+        num_experts = known_3e.shape[1]
+        if num_experts < FEWEST_EXPERTS:
+            continue
+        groups_e = _groups(num_experts, np.random.default_rng(seed))
+        without_G = np.array([_difference(known_3e[:, groups_e != g], signs) for g in range(int(groups_e.max()) + 1)])
+        variance, free = _jackknife(without_G)
+        values.append(_difference(known_3e, signs))
+        variances.append(variance)
+        degrees += free
+    value = float(np.mean(values)) if values else math.nan
+    error = math.sqrt(math.fsum(variances)) / len(variances) if variances else math.nan
+    if not degrees or math.isnan(value) or math.isnan(error):
+        return CorrelationDifference(value, math.nan, math.nan, math.nan)
+    reach = float(student.ppf((1 + COVERAGE) / 2, degrees)) * error
+    p_value = float(student.sf(value / error, degrees)) if error else float(value <= 0)
+    return CorrelationDifference(value, value - reach, value + reach, p_value)
+
+
+def _difference(values_3e: Floats, signs: tuple[float, float]) -> float:
+    first_e, second_e, outcome_e = values_3e
+    return signs[0] * spearman(first_e, outcome_e) - signs[1] * spearman(second_e, outcome_e)
+
+
 def spearman(x: Floats, y: Floats) -> float:
     """Pearson's correlation of ranks, ties sharing their mean rank; NaN where either is constant."""
     return _correlation_of(rankdata(x), rankdata(y))

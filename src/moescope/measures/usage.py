@@ -27,6 +27,23 @@ def ratio(numerator: Numbers, denominator: Numbers) -> Floats:
     return quotient
 
 
+SILENT = 1e-3
+"""An expert whose mean output norm is at most this share of its layer's median gives nothing."""
+
+
+def silent(norms_LE: Numbers) -> NDArray[np.bool_]:
+    """Experts with an output norm near zero: 0, or at most `SILENT` times the median of the layer's norms above 0.
+
+    NaN (an expert that no token was routed to) is not known to be silent.
+    """
+    norms = np.asarray(norms_LE, dtype=np.float64)
+    above = np.where(norms > 0, norms, np.nan)
+    known = np.isfinite(above).any(-1, keepdims=True)
+    median = np.nanmedian(np.where(known, above, 0.0), axis=-1, keepdims=True)
+    found: NDArray[np.bool_] = (norms == 0) | (norms <= SILENT * median)
+    return found
+
+
 def normalized_usage_entropy(counts_E: Numbers) -> Floats:
     """`-Σ_e q_e ln q_e / ln E` with `q_e = N_e / Σ N_e`: 1 for uniform load, 0 if one expert has it all."""
     shares_E = ratio(counts_E, counts_E.sum(axis=-1, keepdims=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from moescope.errors import EnvironmentFailure, ModelError, MoescopeError, MoescopeWarning, UsageError
+from moescope.errors import EnvironmentFailure, ModelError, MoescopeError, UsageError, warn
 from moescope.models.gate import Stored, inside, read_generation, read_headers, read_index
 
 NANO = "nano"
@@ -252,10 +251,9 @@ def _is_gguf(name: str, file: str) -> ModelError:
 
 
 def _warn_of_adapter(name: str) -> None:
-    warnings.warn(
+    warn(
         f"{name} holds an adapter ({_ADAPTER}) beside whole weights: the adapter is not applied, what is measured are "
         "the weights alone. To measure both, merge them (PEFT's merge_and_unload) and load the result",
-        MoescopeWarning,
         stacklevel=2,
     )
 

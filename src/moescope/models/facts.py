@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from moescope.errors import ModelError
+from moescope.models.current import experts_per_token
 from moescope.models.layout import Layout, beyond, num_shared_experts, text_config
 
-_NAMES_OF_K = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "moe_topk",
-    "moe_k",
-    "top_k_experts",
-    "num_experts_top_k",
-)
 _SEE = "compare its config.json with the one that was published: numbers of experts and of experts per token"
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "dtype", "torch_dtype")
 
@@ -74,7 +66,7 @@ def gather_facts(whole: PreTrainedModel, where: Layout, name: str) -> ModelFacts
     if len(counts) > 1:
         raise ModelError(f"the layers of {name} have {counts} experts", expected="as many experts in every MoE layer")
     first = next(iter(where.experts))
-    per_token = _experts_per_token(config, where.router_candidates(whole, first).values())
+    per_token = experts_per_token(whole, where, first)
     _check_counts(counts[0], per_token, name)
     routed = sum(parameter.numel() for module in experts for parameter in module.parameters())
     total = sum(parameter.numel() for parameter in whole.parameters())
@@ -121,16 +113,3 @@ def config_hash(config: Any) -> str:
     """SHA-256 of a configuration as sorted JSON, without what changes when it is only moved or cast."""
     plain = {key: value for key, value in config.to_dict().items() if key not in _VOLATILE}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _experts_per_token(config: Any, modules: Any) -> int:
-    """K, from the router module, else from the configuration."""
-    for module in modules:
-        value = getattr(module, "top_k", None)
-        if isinstance(value, int) and not isinstance(module, nn.ModuleList):
-            return value
-    for name in _NAMES_OF_K:
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            return value
-    raise ModelError(f"can't tell how many experts a token of {config.model_type} is sent to")

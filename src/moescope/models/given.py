@@ -7,13 +7,12 @@ from typing import Any, TypeGuard
 from torch import nn
 from transformers import PreTrainedModel
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, of_type
 from moescope.models.facts import gather_facts
-from moescope.models.layout import Layout, find_layout
+from moescope.models.layout import find_layout
 from moescope.models.moe import MoEModel
 from moescope.models.probe import probe
 from moescope.models.refusal import refusing
-from moescope.models.seam import IMPLEMENTATION, seam_of
 from moescope.models.tokenizer import given_tokenizer, refuse_beyond
 
 _SEE = "docs/families.md lists the families that can be looked into"
@@ -54,7 +53,6 @@ def wrap(model: nn.Module, tokenizer: Any, **other: Any) -> MoEModel:
         facts = gather_facts(hf, where, name)
     own = given_tokenizer(tokenizer, hf.config, name, facts.vocab_size)
     made = MoEModel(name, hf, facts, where, tokenizer=own.tokenizer, tokenizer_problem=own.problem)
-    _give_back(hf, where)
     if own.beyond:
         refuse_beyond(hf.get_input_embeddings(), own.beyond, name)
     with refusing(f"a forward pass of {name} fails", expected="a model that runs", remedy="run it without moescope"):
@@ -92,9 +90,10 @@ def _checked(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def _give_back(hf: PreTrainedModel, where: Layout) -> None:
-    """Lets transformers compute the experts of a model that was looked into before, so that the probe sees it do so."""
-    for layer in where.experts:
-        seam = seam_of(where.experts_module(hf, layer))
-        if seam is not None and hf.get_experts_implementation()[""] == IMPLEMENTATION:
-            hf.set_experts_implementation(seam.stock)
+def check_model(model: Any) -> None:
+    """Refuses what did not come from `load_model`.
+
+    Raises:
+        UsageError: Says what it is.
+    """
+    of_type(model, MoEModel, "model", 'what load_model gives, such as load_model("nano")')

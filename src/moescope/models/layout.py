@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from moescope.errors import ModelError, UsageError
+from moescope.errors import ModelError, UsageError, whole_numbers
 from moescope.models.seam import enters
 
 # Lists in configs that hold one entry a block are cut; these hold block indices, or something else altogether.
@@ -165,7 +165,7 @@ def no_such_layer(unknown: Sequence[int], known: Sequence[int], name: str) -> Us
 
 def from_the_end(layers: Sequence[int], num_blocks: int) -> list[int]:
     """Layers with negative ones counted from the model's last decoder block, which is -1."""
-    return [layer + num_blocks if -num_blocks <= layer < 0 else layer for layer in map(int, layers)]
+    return [layer + num_blocks if -num_blocks <= layer < 0 else layer for layer in whole_numbers(layers, "layers")]
 
 
 def spans(numbers: Iterable[int]) -> str:

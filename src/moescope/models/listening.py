@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from moescope.errors import ModelError
 from moescope.models.experts import SortedOutputs
 from moescope.models.routers import RouterRule
 from moescope.models.seam import ExpertCall
@@ -24,6 +25,7 @@ class RecordMaker:
         rules: Each layer's routing rule.
         device: Where records go.
         num_experts: E.
+        num_experts_per_token: K.
         on_routing: Takes each layer's `Routing`.
         on_outputs: Takes each layer's `ExpertOutputs`, or None.
         needs_logits: Whether records carry logits and selection values.
@@ -35,11 +37,13 @@ class RecordMaker:
     rules: dict[int, RouterRule]
     device: torch.device
     num_experts: int
+    num_experts_per_token: int
     on_routing: Callable[[Routing], None]
     on_outputs: Callable[[ExpertOutputs], None] | None
     needs_logits: bool
     needs_inputs: bool
     previous: Routing | None = None
+    heard: list[int] = field(default_factory=list)
 
     @property
     def wants_outputs(self) -> bool:
@@ -48,6 +52,8 @@ class RecordMaker:
 
     def __call__(self, call: ExpertCall, outputs: SortedOutputs | None) -> None:
         """Makes the records of one layer and hands them on."""
+        self._check(call)
+        self.heard.append(call.layer)
         ids_TK, weights_TK, ranks_TK = by_weight(
             self._kept(call.expert_ids_NK), self._kept(call.weights_NK).to(torch.float32)
         )
@@ -73,6 +79,34 @@ class RecordMaker:
         if self.on_outputs is not None and outputs is not None:
             self.on_outputs(self._outputs(routing, outputs, ranks_TK, call.hidden_NM.shape[0]))
         self.previous = as_previous(routing)
+
+    def check_all_heard(self, layers: Sequence[int]) -> None:
+        """Refuses a pass in which a layer's experts were not called, or not once.
+
+        Raises:
+            ModelError: Says which.
+        """
+        if self.heard != list(layers):
+            raise ModelError(
+                f"in a forward pass the experts of layers {self.heard} were called",
+                expected=f"one call of each of layers {list(layers)}, in this order",
+                remedy="the model was changed after it was loaded: load it again",
+            )
+
+    def _check(self, call: ExpertCall) -> None:
+        """Refuses a call that does not fit the model's facts, before anything is counted."""
+        ids_NK = call.expert_ids_NK
+        shape = (call.hidden_NM.shape[0], self.num_experts_per_token)
+        # On an accelerator the question whether ids are in range would wait for it; there, indexing asserts it.
+        outside = ids_NK.device.type == "cpu" and bool(((ids_NK < 0) | (ids_NK >= self.num_experts)).any())
+        if ids_NK.shape != shape or call.weights_NK.shape != shape or outside:
+            found = f"ids {int(ids_NK.min())} to {int(ids_NK.max())}" if outside else f"shape {tuple(ids_NK.shape)}"
+            raise ModelError(
+                f"the experts of layer {call.layer} were called with {found}",
+                expected=f"{shape[1]} of experts 0-{self.num_experts - 1} for each of {shape[0]} tokens",
+                remedy="what changes the routing must keep to the model's numbers of experts; a model whose structure "
+                "was changed is to be loaded again",
+            )
 
     def _kept(self, rows_Nx: Tensor) -> Tensor:
         return rows_Nx if self.keep_T is None else rows_Nx.index_select(0, self.keep_T.to(rows_Nx.device))

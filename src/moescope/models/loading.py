@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from os import PathLike
+from types import NoneType
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoModel, PreTrainedModel
 
-from moescope.errors import EnvironmentFailure, ModelError, MoescopeWarning, UsageError
+from moescope.errors import EnvironmentFailure, ModelError, UsageError, of_type, warn, whole_numbers
 from moescope.models import checkpoint, layout
 from moescope.models.architecture import Architecture, read_architecture
 from moescope.models.expansion import check_declared, check_expansion, expanding
@@ -23,6 +22,7 @@ from moescope.models.facts import ModelFacts, bytes_needed, gather_facts
 from moescope.models.gate import Stored, is_in_block_from
 from moescope.models.given import is_model, wrap
 from moescope.models.moe import MoEModel
+from moescope.models.patching import Shared
 from moescope.models.probe import probe
 from moescope.models.refusal import is_out_of_memory, refusing
 from moescope.models.tokenizer import load_tokenizer, refuse_beyond
@@ -71,13 +71,14 @@ def load_model(
         UsageError: A layer, dtype or device that does not exist, or an argument of the wrong type.
         EnvironmentFailure: Too little memory or disk, or the hub fails.
     """
+    _check_types(revision, trust_remote_code)
     if is_model(name_or_path):
         return wrap(name_or_path, tokenizer, revision=revision, dtype=dtype, device=device, layers=layers)
     name, wanted_layers = _checked_arguments(name_or_path, tokenizer, layers)
     placed = _device_map(device)
     with (
         checkpoint.located(name, revision, with_code=trust_remote_code) as source,
-        _quiet(bars=name != checkpoint.NANO),
+        _quiet(name != checkpoint.NANO),
     ):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
         files_of = checkpoint.weight_map(source)
@@ -141,14 +142,21 @@ def inspect_checkpoint(
         ModelError: There is no such checkpoint, or its family can't be looked into.
         UsageError: A layer or dtype that does not exist.
     """
+    _check_types(revision, trust_remote_code)
     name, wanted_layers = _checked_arguments(name_or_path, None, layers)
-    with checkpoint.located(name, revision, with_code=trust_remote_code) as source, _quiet(bars=True):
+    with checkpoint.located(name, revision, with_code=trust_remote_code) as source, _quiet(True):
         found = read_architecture(source, trust_remote_code=trust_remote_code)
         files_of = checkpoint.weight_map(source)
         whole, where, facts = _structure(found, files_of, source.name)
         wanted = _dtype(dtype, source, found.config, files_of)
         num_bytes = bytes_needed(whole, where, _num_blocks(wanted_layers, where, source.name), wanted)
         return CheckpointReport(facts, wanted, num_bytes)
+
+
+def _check_types(revision: Any, trust_remote_code: Any) -> None:
+    of_type(revision, (str, NoneType), "revision", "a branch, tag or commit (str)")
+    # "no" is true to Python, and would have run the checkpoint's code.
+    of_type(trust_remote_code, bool, "trust_remote_code", "True or False")
 
 
 def _checked_arguments(name_or_path: Any, tokenizer: Any, layers: Any) -> tuple[str, Sequence[int] | None]:
@@ -168,12 +176,7 @@ def _checked_arguments(name_or_path: Any, tokenizer: Any, layers: Any) -> tuple[
             expected="a tokenizer with an already loaded model only",
             remedy="save that tokenizer into the checkpoint's folder, or load the model with transformers, give both",
         )
-    if layers is None:
-        return str(name_or_path), None
-    numbers: list[Any] = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else [None]
-    if not all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers):
-        raise UsageError(f"layers={layers!r}", expected="a list of whole numbers, such as layers=[1]")
-    return str(name_or_path), [int(number) for number in numbers]
+    return str(name_or_path), None if layers is None else whole_numbers(layers, "layers")
 
 
 def _structure(
@@ -276,10 +279,9 @@ def _check_report(hf: PreTrainedModel, report: Any, is_beyond: Callable[[str], b
         if not is_beyond(key) and not _NO_WEIGHT.search(key) and not is_in_block_from(depth, key)
     )
     if unused:
-        warnings.warn(
+        warn(
             f"{name} has {len(unused)} tensors that {hf.config.model_type} has no use for ({', '.join(unused[:3])}): "
             "what is measured is the model without them",
-            MoescopeWarning,
             stacklevel=2,
         )
     # What stands after the blocks was not read. Nobody should take the values it was filled with for weights.
@@ -326,7 +328,8 @@ def _device_map(device: str | torch.device | None) -> str | dict[str, str]:
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         count = torch.cuda.device_count()
         there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
-        found = "has no numbers of 64 bits, in which sums are kept" if isinstance(error, TypeError) else "is not here"
+        no_doubles = isinstance(error, TypeError) and isinstance(device, str | torch.device)
+        found = "has no numbers of 64 bits, in which sums are kept" if no_doubles else "is not here"
         raise UsageError(
             f"no device {device}: it {found}",
             expected=f'"auto" or one of: {there}',
@@ -359,7 +362,7 @@ def _memory(name: str, needed: int, device_map: str | dict[str, str], layers: Se
 
 
 @contextmanager
-def _quiet(bars: bool) -> Iterator[None]:
+def _quieted(bars: bool) -> Iterator[None]:
     """Keeps transformers from reporting tensors left unread: when blocks are left out, that is as it should be."""
     before = transformers.logging.get_verbosity()
     hide = not bars and transformers.logging.is_progress_bar_enabled()
@@ -372,3 +375,7 @@ def _quiet(bars: bool) -> Iterator[None]:
         transformers.logging.set_verbosity(before)
         if hide:
             transformers.logging.enable_progress_bar()
+
+
+# Verbosity is the process's: of several threads that load models the last restores it.
+_quiet = Shared(_quieted)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
-from moescope.context import ModelInfo
+from moescope.context import ModelInfo, check_experts
 from moescope.errors import ModelError
+from moescope.models.current import SinceProbe, common_experts_per_token, experts_per_token
 from moescope.models.experts import run_expert
 from moescope.models.facts import ModelFacts
+from moescope.models.head import giving
 from moescope.models.layout import Layout, from_the_end, no_such_layer
 from moescope.models.listening import RecordMaker
-from moescope.models.patching import replaced
 from moescope.models.routers import RouterFacts, RouterRule
-from moescope.models.seam import LayerSeam, StopForward, hooked
+from moescope.models.seam import LayerSeam, StopForward, hooked, in_force
 from moescope.models.weights import ExpertWeights, expert_weights
 from moescope.records import ExpertOutputs, Routing, TokenBatch
 
@@ -41,6 +40,7 @@ class MoEModel:
         seams: The seam of each loaded layer, for interventions.
         rules: How each loaded layer's router decides, found by the probe.
         probe: What the probe found.
+        since_probe: What the model was then.
     """
 
     def __init__(
@@ -67,6 +67,15 @@ class MoEModel:
         self.probe: Any = None
         self._tokenizer = tokenizer
         self._tokenizer_problem = tokenizer_problem
+        self.since_probe = SinceProbe()
+
+    def __repr__(self) -> str:
+        """One line: name, family, sizes, device."""
+        per_token = experts_per_token(self.hf, self.layout, self.layers[0])
+        dtype = str(self.dtype).removeprefix("torch.")
+        loaded = "" if self.complete else f", down to layer {self.layers[-1]}"
+        sizes = f"{len(self.layers)} MoE layers x {self.num_experts} experts, {per_token} per token"
+        return f"<MoEModel {self.name} ({self.family}): {sizes}, {dtype} on {self.device}{loaded}>"
 
     @property
     def tokenizer(self) -> Any:
@@ -108,8 +117,12 @@ class MoEModel:
 
     @property
     def num_experts_per_token(self) -> int:
-        """K."""
-        return self.facts.num_experts_per_token
+        """K, as the routers have it now.
+
+        Raises:
+            ModelError: It was set to different numbers in different layers.
+        """
+        return common_experts_per_token(self.hf, self.layout, self.layers, self.name)
 
     @property
     def num_shared_experts(self) -> int:
@@ -226,6 +239,14 @@ class MoEModel:
         ]
         return torch.stack(outputs)
 
+    def refresh(self) -> None:
+        """Looks at what may have been changed on `hf` since it was probed; routing rules are found again if need be.
+
+        Raises:
+            ModelError: Passes no longer come by the seams, or routers decide by no known rule.
+        """
+        self.since_probe.refresh(self.hf, self.layout, self.seams.values(), self.name)
+
     @property
     def info(self) -> ModelInfo:
         """Facts of the model as it is now, for those who answer questions without it."""
@@ -246,6 +267,8 @@ class MoEModel:
             selects_by=self.router.selects_by,
             complete=self.complete,
             tokenizer=self._tokenizer,
+            interventions=in_force(self.seams.values()),
+            changes=self.since_probe.changes(self.hf, self.num_experts_per_token),
         )
 
     def check_experts(self, experts: Sequence[int] | None) -> list[int]:
@@ -254,7 +277,7 @@ class MoEModel:
         Raises:
             UsageError: An expert that does not exist.
         """
-        return self.info.check_experts(experts)
+        return check_experts(experts, self.num_experts, self.name)
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Layers to look at, ascending, each once; None means all that are loaded, -1 the model's last block.
@@ -303,10 +326,12 @@ class MoEModel:
             Predicted token ids (T,), int64, or None.
 
         Raises:
-            ModelError: Predictions of a model that is not complete.
+            ModelError: Predictions of a model that is not complete; or the model was changed in a way that its routing
+                is no longer seen, or is not what its facts say.
             UsageError: A layer that is not loaded.
         """
         chosen = self.check_layers(layers)
+        self.refresh()
         if predictions and not self.complete:
             raise ModelError(
                 f"{self.name} was loaded down to layer {self.layers[-1]}: it can't predict tokens",
@@ -319,6 +344,7 @@ class MoEModel:
             rules=self.rules,
             device=self.device,
             num_experts=self.num_experts,
+            num_experts_per_token=self.num_experts_per_token,
             on_routing=on_routing,
             on_outputs=on_outputs,
             needs_logits=needs_logits,
@@ -329,6 +355,7 @@ class MoEModel:
                 seam.listener = maker
             seams[chosen[-1]].stop = not predictions
             hidden_BSM = self.last_hidden(input_ids_BS)
+            maker.check_all_heard(chosen)
             if hidden_BSM is None:
                 return None
             return self.predict(hidden_BSM.flatten(0, 1).index_select(0, keep_T.to(hidden_BSM.device)))
@@ -367,21 +394,6 @@ class MoEModel:
         """
         if not self.complete:
             raise ModelError(f"{self.name} was loaded without its head", remedy="load it without `layers`")
-        with _given(self.decoder, hidden_TM.unsqueeze(0)):
+        with giving(self.decoder, hidden_TM.unsqueeze(0)):
             ids = torch.zeros((1, hidden_TM.shape[0]), dtype=torch.int64, device=self.device)
             return self.hf(input_ids=ids, use_cache=False).logits.squeeze(0)
-
-
-class _GivenOutput(BaseModelOutput):
-    """A decoder's output that has nothing but the last hidden state, whatever else a family's head looks for."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("_"):
-            raise AttributeError(name)
-
-
-@contextmanager
-def _given(decoder: nn.Module, hidden_BSM: Tensor) -> Iterator[None]:
-    """Lets a decoder return these states without computing anything."""
-    with replaced(decoder, forward=lambda *args, **kwargs: _GivenOutput(last_hidden_state=hidden_BSM)):
-        yield

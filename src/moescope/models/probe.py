@@ -7,7 +7,9 @@ from them, is found by trying (see `moescope.models.routers`) and refused where 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 from moescope.errors import ModelError
 from moescope.models.experts import SortedOutputs, combine, compute_sorted
 from moescope.models.moe import MoEModel
+from moescope.models.patching import hook_scope
 from moescope.models.routers import Fit, find_rule
-from moescope.models.seam import IMPLEMENTATION, ExpertCall, LayerSeam, attach, hooked
+from moescope.models.seam import IMPLEMENTATION, ExpertCall, LayerSeam, at_rest, attach, hooked, seam_of
 
 _LENGTH = 16
 _UNSUPPORTED = "docs/families.md lists the families that can be looked into"
@@ -72,17 +75,24 @@ class _Watcher:
         self.seen[call.layer] = call
 
 
-@torch.inference_mode()
 def probe(model: MoEModel) -> None:
     """Proves that a model can be looked into and gives it its seams, rules and report.
+
+    Other threads may be using it meanwhile; what this one has in force on it is left out.
 
     Raises:
         ModelError: Something is not as it should be: what was found, what was expected, what to do.
     """
+    there = [seam_of(model.layout.experts_module(model.hf, layer)) for layer in model.layers]
+    with torch.inference_mode(), at_rest(seam for seam in there if seam is not None):
+        _probe(model)
+
+
+def _probe(model: MoEModel) -> None:
     generator = torch.Generator().manual_seed(0)
     ids_BS = torch.randint(0, model.vocab_size, (2, _LENGTH), generator=generator).to(model.device)
     ids_BS[1, : _LENGTH // 2] = ids_BS[0, : _LENGTH // 2]
-    stock = str(model.hf.get_experts_implementation()[""] or "eager")
+    stock = _stock(model)
     seen = {layer: _Seen() for layer in model.layers}
     last_BSM = _run(model, ids_BS, seen)
     _check_causal(model, last_BSM)
@@ -96,12 +106,16 @@ def probe(model: MoEModel) -> None:
         seam.stock = stock
         model.seams[layer] = attach(seam)
         model.rules[layer] = fits[layer].rule
-    model.hf.set_experts_implementation(IMPLEMENTATION)
+    if model.hf.get_experts_implementation()[""] != IMPLEMENTATION:
+        model.hf.set_experts_implementation(IMPLEMENTATION)
     _check_listening(model, ids_BS, last_BSM, seen)
     rules: dict[str, tuple[int, ...]] = {}
     for layer, fit in fits.items():
         rule = fit.rule.facts().rule
         rules[rule] = (*rules.get(rule, ()), layer)
+    model.since_probe.remember(
+        model.hf, model.layout, model.seams.values(), model.num_experts_per_token, partial(probe, model)
+    )
     model.probe = ProbeReport(
         num_tokens=ids_BS.numel(),
         layers=tuple(seen),
@@ -114,24 +128,34 @@ def probe(model: MoEModel) -> None:
     )
 
 
+def _stock(model: MoEModel) -> str:
+    """Transformers' implementation of the experts; of a model that was looked into before the one we hand on to."""
+    implementation = str(model.hf.get_experts_implementation()[""] or "eager")
+    if implementation != IMPLEMENTATION:
+        return implementation
+    seam = seam_of(model.layout.experts_module(model.hf, model.layers[0]))
+    return seam.stock if seam is not None else "grouped_mm"
+
+
 def _run(model: MoEModel, ids_BS: Tensor, seen: dict[int, _Seen] | None = None) -> Tensor:
     """One pass; returns what comes out of the deepest loaded block, and fills `seen`."""
-    handles = []
-    for layer, what in (seen or {}).items():
-        handles.append(model.layout.experts_module(model.hf, layer).register_forward_hook(_on_experts(what)))
-        for name, module in model.layout.router_candidates(model.hf, layer).items():
-            handles.append(module.register_forward_hook(_on_candidate(what, name, model.num_experts)))
     out: list[Tensor] = []
-    handles.append(
-        model.blocks[-1].register_forward_hook(
-            lambda module, inputs, output: out.append(output if isinstance(output, Tensor) else output[0])
-        )
-    )
-    try:
+
+    def on_last_block(module: nn.Module, inputs: Any, output: Any) -> None:
+        out.append(output if isinstance(output, Tensor) else output[0])
+
+    with ExitStack() as stack:
+        own = stack.enter_context(hook_scope())
+
+        def watch(module: nn.Module, hook: Callable[..., None]) -> None:
+            stack.callback(module.register_forward_hook(own(hook)).remove)
+
+        for layer, what in (seen or {}).items():
+            watch(model.layout.experts_module(model.hf, layer), _on_experts(what))
+            for name, module in model.layout.router_candidates(model.hf, layer).items():
+                watch(module, _on_candidate(what, name, model.num_experts))
+        watch(model.blocks[-1], on_last_block)
         model.last_hidden(ids_BS)
-    finally:
-        for handle in handles:
-            handle.remove()
     return out[0]
 
 

@@ -7,6 +7,9 @@ implementation, "moescope". Each experts module of a loaded model carries a `Lay
 2. tells `listener` what was decided, with each expert's own output if it wants that,
 3. has the stock implementation do the work, unless the outputs were just computed, which are then combined.
 
+What is asked of a seam belongs to the context (`contextvars`: the thread, or the task of an event loop) that asked it,
+inside `hooked` or `transformed`. Passes of other threads over the same model see nothing of it, and none waits.
+
 Names here end in N, all tokens of the batch, padding included; T is reserved for the tokens that are counted.
 
 Nothing in here turns gradients off: under autograd the transforms' results take part in the graph. (For the gradient
@@ -22,8 +25,10 @@ the weights would cut them off from the layers before.) `MoEModel.listen` runs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -82,8 +87,39 @@ class StopForward(BaseException):
     """
 
 
+@dataclass
+class _Asked:
+    """What is asked of one seam, between entering and leaving one `hooked`."""
+
+    transforms: tuple[Transform, ...] = ()
+    listener: Listener | None = None
+    stop: bool = False
+    logits: bool = False
+
+    @property
+    def nothing(self) -> bool:
+        return self.listener is None and not self.transforms and not self.stop
+
+
+_NOTHING = _Asked()
+# Entered and not yet left in this context, the innermost last.
+_ENTERED: ContextVar[tuple[dict[LayerSeam, _Asked], ...]] = ContextVar("moescope_seams", default=())
+
+
+class _Logits(threading.local):
+    """Logits on their way from a router to its experts, which the same thread calls next."""
+
+    def __init__(self) -> None:
+        self.by_seam: dict[LayerSeam, Tensor] = {}
+
+
+_LOGITS = _Logits()
+
+
 class LayerSeam:
     """What is attached to one experts module. At rest it has no transforms, no listener, and costs a lookup.
+
+    `transforms`, `listener` and `stop` are set inside `hooked`, and are those of the context that sets them.
 
     Attributes:
         layer: The decoder block's index in the checkpoint.
@@ -99,35 +135,73 @@ class LayerSeam:
         self.experts = experts
         self.router = router
         self.logits_index = logits_index
-        self.transforms: Sequence[Transform] = ()
-        self.listener: Listener | None = None
-        self.stop = False
         self.stock = "grouped_mm"
-        self._logits_NE: Tensor | None = None
+
+    @property
+    def _asked(self) -> _Asked:
+        for entered in reversed(_ENTERED.get()):
+            if self in entered:
+                return entered[self]
+        return _NOTHING
+
+    def _ask(self, **changes: Any) -> None:
+        asked = self._asked
+        if asked is _NOTHING:
+            raise RuntimeError(f"the seam of layer {self.layer} was asked for something outside `hooked`")
+        for name, value in changes.items():
+            setattr(asked, name, value)
+
+    @property
+    def transforms(self) -> tuple[Transform, ...]:
+        """Applied in order, each to the call as the one before left it."""
+        return self._asked.transforms
+
+    @transforms.setter
+    def transforms(self, transforms: Sequence[Transform]) -> None:
+        self._ask(transforms=tuple(transforms))
+
+    @property
+    def listener(self) -> Listener | None:
+        """Who is told, after the transforms."""
+        return self._asked.listener
+
+    @listener.setter
+    def listener(self, listener: Listener | None) -> None:
+        self._ask(listener=listener)
+
+    @property
+    def stop(self) -> bool:
+        """End the forward pass once the listener has been told."""
+        return self._asked.stop
+
+    @stop.setter
+    def stop(self, stop: bool) -> None:
+        self._ask(stop=stop)
 
     @property
     def at_rest(self) -> bool:
         """Nothing is asked of this layer."""
-        return self.listener is None and not self.transforms and not self.stop
+        return self._asked.nothing
 
     def on_router(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Forward hook of the router: keeps its logits until the experts are called."""
-        logits = output if self.logits_index is None else output[self.logits_index]
-        self._logits_NE = logits.reshape(-1, logits.shape[-1])
+        if self._asked.logits:  # else the hook is another thread's
+            logits = output if self.logits_index is None else output[self.logits_index]
+            _LOGITS.by_seam[self] = logits.reshape(-1, logits.shape[-1])
 
     def forward(self, hidden_NM: Tensor, expert_ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Stands in for the experts' forward."""
-        logits_NE, self._logits_NE = self._logits_NE, None
-        call = ExpertCall(self.layer, hidden_NM, expert_ids_NK, weights_NK, logits_NE)
-        for transform in self.transforms:
+        asked = self._asked
+        call = ExpertCall(self.layer, hidden_NM, expert_ids_NK, weights_NK, _LOGITS.by_seam.pop(self, None))
+        for transform in asked.transforms:
             ids_NK, changed_NK = transform(call)
             call = replace(call, expert_ids_NK=ids_NK, weights_NK=changed_NK)
         outputs = None
-        if self.listener is not None:
-            if self.listener.wants_outputs:
+        if asked.listener is not None:
+            if asked.listener.wants_outputs:
                 outputs = compute_sorted(self.experts, hidden_NM, call.expert_ids_NK)
-            self.listener(call, outputs)
-        if self.stop:
+            asked.listener(call, outputs)
+        if asked.stop:
             raise StopForward
         if outputs is not None:
             return combine(outputs, call.weights_NK, hidden_NM)
@@ -169,10 +243,7 @@ def attach(seam: LayerSeam) -> LayerSeam:
 
     One that is there already is kept, with the new one's facts: whoever holds it goes on being told.
     """
-    known = seam_of(seam.experts)
-    if known is None:
-        seam.experts.__dict__[_ATTRIBUTE] = seam
-        return seam
+    known: LayerSeam = seam.experts.__dict__.setdefault(_ATTRIBUTE, seam)
     known.router, known.logits_index, known.stock = seam.router, seam.logits_index, seam.stock
     return known
 
@@ -191,19 +262,55 @@ def enters(module: nn.Module) -> bool:
 
 @contextmanager
 def hooked(seams: Mapping[int, LayerSeam], *, logits: bool = True) -> Iterator[None]:
-    """For as long as it lasts, seams may be given transforms and listeners and calls carry logits.
+    """For as long as it lasts, seams may be given transforms and listeners and calls carry logits, in this context.
 
-    On leaving, whatever state the seams had on entering is theirs again and the hooks are gone; these contexts nest.
+    Whatever was asked of the seams before goes on, and is theirs again on leaving, when the hooks are gone too; these
+    contexts nest.
     """
-    before = {layer: dict(vars(seam)) for layer, seam in seams.items()}
-    handles = [seam.router.register_forward_hook(seam.on_router) for seam in seams.values() if logits]
+    entered: dict[LayerSeam, _Asked] = {}
+    for seam in seams.values():
+        before = seam._asked
+        entered[seam] = replace(before, logits=before.logits or logits)
+    with _entered(entered):
+        handles = [seam.router.register_forward_hook(seam.on_router) for seam in seams.values() if logits]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def in_force(seams: Iterable[LayerSeam]) -> tuple[dict[str, Any], ...]:
+    """What transforms of this context change, as plain values: what a transform says (`records`), else its name."""
+    return tuple(
+        record
+        for seam in seams
+        for transform in seam.transforms
+        for record in getattr(transform, "records", None) or [{"kind": _name_of(transform), "layer": seam.layer}]
+    )
+
+
+def _name_of(transform: Transform) -> str:
+    return str(getattr(transform, "__qualname__", type(transform).__qualname__))
+
+
+@contextmanager
+def at_rest(seams: Iterable[LayerSeam]) -> Iterator[None]:
+    """For as long as it lasts, nothing is asked of these seams in this context, whatever was before."""
+    with _entered({seam: _Asked() for seam in seams}):
+        yield
+
+
+@contextmanager
+def _entered(asked: dict[LayerSeam, _Asked]) -> Iterator[None]:
+    _ENTERED.set((*_ENTERED.get(), asked))
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for layer, seam in seams.items():
-            vars(seam).update(before[layer], _logits_NE=None)
+        # Not by a token: generators may be left in another order than they were entered, or in another context.
+        _ENTERED.set(tuple(other for other in _ENTERED.get() if other is not asked))
+        for seam in asked:
+            _LOGITS.by_seam.pop(seam, None)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from moescope.errors import ModelError, MoescopeWarning, UsageError
+from moescope.errors import ModelError, UsageError, warn
 from moescope.models.gate import check_tokenizer_files, inside, is_inner_name, own_code, read_json
 from moescope.models.refusal import refusing
 
 _WORDS = ("tokenizer", "vocab", "spiece", "sentencepiece", "tekken", "tiktoken")
 _CONFIG = "tokenizer_config.json"
 _FAST = "tokenizer.json"
+_REFUSES = "_moescope_refuses"
 # An embedding may have more rows than there are tokens: padding to a round number, room for tokens to come.
 _LEAST_COVERED = 0.5
 _EXPECTED = f"{_FAST} or {_CONFIG} beside config.json"
@@ -142,7 +142,9 @@ def refuse_beyond(embedding: nn.Module, beyond: Mapping[int, str], name: str) ->
                 remedy="take the token out of the text, or use the checkpoint whose embedding was resized for it",
             )
 
-    embedding.register_forward_pre_hook(check)
+    if not vars(embedding).setdefault(_REFUSES, False):  # a model in memory may be looked into more than once
+        embedding.register_forward_pre_hook(check)
+        vars(embedding)[_REFUSES] = True
 
 
 def _load(folder: Path, config: Any, name: str, trust_remote_code: bool) -> Any:
@@ -198,7 +200,7 @@ def _check_ends(tokenizer: Any, name: str, declared: Any, ids: set[int], special
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, MoescopeWarning, stacklevel=2)
+    warn(message, stacklevel=2)
 
 
 def _some(names: list[str]) -> str:

@@ -64,7 +64,10 @@ def write(folder: str | Path) -> Path:
     """
     page = render(folder)
     target, partial = Path(folder) / PAGE, Path(folder) / f".{PAGE}.partial"
-    partial.write_text(page, encoding="utf-8")
+    # Made anew: what lies there may be a link to something else.
+    partial.unlink(missing_ok=True)
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(page)
     partial.replace(target)
     return target
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from moescope.context import Context
+    from moescope.context import Context, ModelInfo
     from moescope.corpora import Corpus, Sampler
 
 MANIFEST = "manifest.json"
+SCHEMA_VERSION = 3
+"""Of the manifest and the tables beside it; 2 had no interventions and no verdicts."""
+_SHOWN = 5
+# A manifest may be anyone's: numbers that are read from one are of a size that can be computed with.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DomainSample(BaseModel):
@@ -22,8 +29,8 @@ class DomainSample(BaseModel):
 
     name: str
     group: str | None = None
-    num_tokens: int
-    num_documents: int
+    num_tokens: Count
+    num_documents: Count
 
 
 class Manifest(BaseModel):
@@ -31,7 +38,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = 2
+    schema_version: int = SCHEMA_VERSION
     command: str
     moescope_version: str
     torch_version: str
@@ -45,17 +52,18 @@ class Manifest(BaseModel):
     corpus: str | None
     corpus_fingerprint: str | None
     domains: list[DomainSample]
-    num_tokens: int
+    num_tokens: Count
     seed: int
-    layers: list[int]
-    num_experts: int
-    num_experts_per_token: int
+    layers: list[Index] = Field(max_length=10_000)
+    num_experts: Index
+    num_experts_per_token: Index
     analyses: list[str]
     options: dict[str, Any]
+    interventions: list[dict[str, Any]] = []
     notes: list[str] = []
-    pass_seconds: float
-    total_seconds: float
-    peak_memory_bytes: int
+    pass_seconds: Seconds
+    total_seconds: Seconds
+    peak_memory_bytes: Count
 
 
 def make_manifest(
@@ -84,6 +92,7 @@ def make_manifest(
         total_seconds: Duration of everything.
     """
     model = context.model
+    notes = [*_about(model), *notes]
     domains: list[DomainSample] = []
     if corpus is not None and sampler is not None:
         notes = [*corpus.notes, *notes, *sampler.warnings]
@@ -116,11 +125,26 @@ def make_manifest(
         num_experts_per_token=model.num_experts_per_token,
         analyses=list(analyses),
         options=dict(options),
+        interventions=[dict(change) for change in model.interventions],
         notes=list(notes),
         pass_seconds=round(pass_seconds, 3),
         total_seconds=round(total_seconds, 3),
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _about(model: ModelInfo) -> list[str]:
+    """What was in force on the model or changed on it, in sentences."""
+    changes = [
+        f"{change['kind']} expert {change['expert']} of layer {change['layer']}"
+        if "expert" in change
+        else f"{change['kind']} at layer {change['layer']}"
+        for change in model.interventions
+    ]
+    count = f"{len(changes)} intervention{'s' if len(changes) > 1 else ''}"
+    shown = ", ".join(changes[:_SHOWN]) + (", ..." if len(changes) > _SHOWN else "")
+    in_force = [f"these are numbers of a changed model: {count} in force ({shown})"] if changes else []
+    return [*in_force, *model.changes]
 
 
 def peak_memory_bytes() -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from moescope.errors import of_type
 from moescope.results.writing import ResultsFolder
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 MOST_SHOWN = 10
 """Rows of each table that a notebook shows."""
+MOST_NAMED = 6
 
 
 class Made(Mapping[str, Value]):
@@ -110,6 +113,7 @@ class Outcome(ABC):
             ResultsError: The folder exists and `force` is not set, or it is not one of moescope's.
             EnvironmentFailure: The disk refuses.
         """
+        of_type(out, (str, os.PathLike), "out", "a path")
         with ResultsFolder(out, force=force) as folder:
             self.write(folder)
         return folder.path
@@ -121,7 +125,9 @@ class Outcome(ABC):
         return f"{manifest.command} on {manifest.model}{sample}"
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self._summary}; frames: {', '.join(self.frames)}>"
+        names = self.manifest.analyses or list(self.frames)
+        shown = ", ".join(names[:MOST_NAMED]) + (", ..." if len(names) > MOST_NAMED else "")
+        return f"<{type(self).__name__}: {self._summary}; {shown}>"
 
     def _repr_html_(self) -> str:
         parts = [f"<p><b>{html.escape(self._summary)}</b></p>"]

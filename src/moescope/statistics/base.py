@@ -7,24 +7,23 @@ of real numbers: see `moescope.statistics.exact`.
 
 from __future__ import annotations
 
-import json
+import uuid
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, at_least, whole_number, whole_numbers
 from moescope.statistics import exact
-from moescope.statistics.storage import pack, unpack, write
+from moescope.statistics.provenance import Provenance
+from moescope.statistics.storage import declared, opened, pack, write
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-METADATA = "moescope"
 Record = TypeVar("Record")
 """What a statistic is updated with: `Routing`, `ExpertOutputs`, or a pair of routings."""
 
@@ -49,10 +48,14 @@ class Statistic(ABC, Generic[Record]):
     needs_inputs: bool = False
 
     def __init__(self, *, layers: list[int], device: torch.device | str = "cpu", **parameters: Any) -> None:
-        self.layers = [int(layer) for layer in layers]
+        self.layers = whole_numbers(layers, "layers")
+        for name, value in parameters.items():
+            if name.startswith("num_") and value is not None:
+                at_least(0, **{name: whole_number(value, name)})
         self.parameters: dict[str, Any] = {"layers": self.layers, **parameters}
         self.device = torch.device(device)
         self.state: dict[str, Tensor] = {}
+        self.provenance = Provenance()
         self._real: set[str] = set()
         self._position = {layer: position for position, layer in enumerate(self.layers)}
 
@@ -72,6 +75,8 @@ class Statistic(ABC, Generic[Record]):
 
         A statistic whose state is not all sums (`moescope.statistics.samples.base`) overrides this.
         """
+        if at is ... and self.state[name].dtype == torch.int32 and not _fits(self.state[name], increment):
+            self.state[name] = self.state[name].to(torch.int64)
         # Records may come from another device than the state: a statistic kept on the CPU, a model on a GPU.
         if name in self._real:
             exact.add(self.state[name][at], exact.parts(increment.to(self.device, torch.float64)))
@@ -93,20 +98,26 @@ class Statistic(ABC, Generic[Record]):
     def merge(self, other: Self) -> Self:
         """Adds another part's state to this one and returns self; `other` is unchanged.
 
+        Sums of 32 bits that would not hold both are widened.
+
         Raises:
-            UsageError: The two were made with different parameters.
+            UsageError: The two were made with different parameters, are of different models, or have text in common.
         """
+        if other is self:
+            raise UsageError("a statistic cannot be merged with itself", expected="states of different samples of text")
         if type(other) is not type(self) or other.parameters != self.parameters:
             raise UsageError(
-                f"cannot merge {type(other).__name__}({other.parameters}) into "
+                f"cannot merge {type(other).__name__}({getattr(other, 'parameters', '')}) into "
                 f"{type(self).__name__}({self.parameters})",
                 expected="the same statistic made with the same parameters",
             )
+        provenance = self.provenance.merged(other.provenance)
         for name, tensor in other.state.items():
             if name in self._real:
                 exact.add(self.state[name], tensor.to(self.device))
             else:
                 self._combine(name, tensor.to(self.device))
+        self.provenance = provenance
         return self
 
     def empty(self) -> Self:
@@ -120,29 +131,50 @@ class Statistic(ABC, Generic[Record]):
     def save(self, path: str | Path) -> None:
         """Writes state and parameters to a safetensors file; `moescope.statistics.storage` says how.
 
+        A state that no run has named gets a name of its own from then on, so that it can't be merged with itself.
+
         Raises:
             OSError: The disk refuses.
         """
-        # one entry: safetensors writes several in an order that changes from process to process
-        metadata = {METADATA: json.dumps({"name": type(self).__name__, "parameters": self.parameters})}
         packed = {part: stored for name, tensor in self.state.items() for part, stored in pack(name, tensor).items()}
-        write(packed, path, metadata)
+        if not self.provenance.samples and any(bool(tensor.any()) for tensor in self._sums()):
+            self.provenance = Provenance(self.provenance.model, frozenset([uuid.uuid4().hex[:16]]))
+        facts = {
+            "name": type(self).__name__,
+            "parameters": self.parameters,
+            "provenance": self.provenance.as_json(),
+            "tensors": declared(self.state),
+        }
+        write(packed, path, facts)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Reads what `save` wrote.
+        """Reads what `save` wrote; nothing of the file is trusted.
 
         Raises:
-            UsageError: The file holds another statistic.
+            UsageError: There is no such file, it is damaged, of another version, or holds another statistic.
         """
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            found = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            name = found.get("name", "nothing known")
-            if name != cls.__name__:
-                raise UsageError(f"{path} holds the state of {name}", expected=cls.__name__)
-            statistic = cls(device=device, **found["parameters"])
-            stored = set(file.keys())
-            statistic.state = {
-                name: unpack(name, declared, stored, file.get_tensor) for name, declared in statistic.state.items()
-            }
+        with opened(path) as stored:
+            if stored.facts.get("name") != cls.__name__:
+                raise UsageError(
+                    f"{path} holds the state of {stored.facts.get('name', 'nothing known')}", expected=cls.__name__
+                )
+            # What it would take is known before memory is taken for it.
+            stored.check(cls(device="meta", **stored.facts["parameters"]).state)
+            statistic = cls(device=device, **stored.facts["parameters"])
+            statistic.state = {name: stored.tensor(name, tensor) for name, tensor in statistic.state.items()}
+            statistic.provenance = Provenance.from_json(stored.facts["provenance"])
         return statistic
+
+    def _sums(self) -> list[Tensor]:
+        """State that is 0 where nothing was counted."""
+        return list(self.state.values())
+
+
+def _fits(state: Tensor, increment: Tensor) -> bool:
+    """Whether the sum of two tensors of whole numbers surely fits into the dtype of the first."""
+    if not state.numel() or not increment.numel():
+        return True
+    bounds = torch.iinfo(state.dtype)
+    (low, high), (least, most) = ([int(end) for end in tensor.aminmax()] for tensor in (state, increment))
+    return bounds.min <= low + least and high + most <= bounds.max

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, numeric, of_type, whole_number, whole_numbers
 from moescope.measures.constants import NUM_PERMUTATIONS
 from moescope.measures.resampling import document_order, halves
 from moescope.records import Routing, TokenBatch
@@ -197,7 +197,10 @@ class ExpertUsage(DocumentCounts):
         Raises:
             UsageError: Shapes that disagree, or counts of a layer and domain that do not add up to K x its tokens.
         """
-        counts, tokens = np.asarray(counts_LDE), np.asarray(tokens_D)
+        counts, tokens = numeric(counts_LDE, "counts_LDE"), numeric(tokens_D, "tokens_D")
+        num_experts_per_token = whole_number(num_experts_per_token, "num_experts_per_token")
+        layers = whole_numbers(layers, "layers")
+        of_type(domains, (list, tuple), "domains", "a list of names")
         shape = (len(layers), len(domains))
         if counts.ndim != 3 or counts.shape[:2] != shape or tokens.shape != shape[1:]:
             raise UsageError(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp
 
 import moescope
 from moescope.analyses.atlas.analysis import Atlas
+from moescope.analyses.atlas.named import rise_p_value
 from moescope.analyses.atlas.options import SAMPLE_TOKENS
 from moescope.analyses.registry import find
 from moescope.errors import UsageError
 from moescope.interventions.ablation import Ablation
 from moescope.interventions.document_effects import measure_ablations, measure_first_order
 from moescope.measures.constants import MIN_DOCUMENTS
+from moescope.measures.resampling import halves
 from moescope.models import load_model
 from tests.analyses.runs import small_corpus, tiny_model
 from tests.families import build, save
@@ -49,6 +51,10 @@ def frames(run):
 def documents(run):
     (sample,) = [kept for name, kept in run.statistics.items() if name.startswith("atlas_text")]
     return [document for domain in range(3) for document in sample.documents(domain)]
+
+
+def half_of(document) -> int:
+    return int(halves(np.array([document.document_hash]), seed=0)[0])
 
 
 def test_every_cell_is_the_mean_over_the_domains_predicted_tokens(run, frames, documents, model) -> None:
@@ -125,7 +131,9 @@ def test_predictors_are_correlated_over_all_experts(run, frames) -> None:
 
 def test_defaults_are_those_of_the_command_and_smaller_in_a_report() -> None:
     assert (Atlas().sample_tokens, SAMPLE_TOKENS) == (None, {"gradient": 40_000, "exact": 5_000})
-    assert find("atlas", in_report=True) == Atlas(sample_tokens=24_000, num_exact=24, exact_tokens=2_000)
+    assert find("atlas", in_report=True) == Atlas(
+        sample_tokens=24_000, num_exact=24, exact_tokens=2_000, named_tokens=4_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,6 +143,7 @@ def test_defaults_are_those_of_the_command_and_smaller_in_a_report() -> None:
         ({"sample_tokens": 0}, "`sample_tokens=0`"),
         ({"num_exact": -1}, "`num_exact=-1`"),
         ({"exact_tokens": 0}, "`exact_tokens=0`"),
+        ({"named_tokens": -1}, "`named_tokens=-1`"),
     ],
 )
 def test_options_that_make_no_sense(options, named) -> None:
@@ -142,18 +151,74 @@ def test_options_that_make_no_sense(options, named) -> None:
         Atlas(**options)
 
 
-def test_top_experts_are_selected_on_one_half_and_measured_on_the_other(run, frames) -> None:
+def test_named_experts_are_chosen_on_one_half_and_ablated_on_the_other(run, frames, documents, model) -> None:
     table, top = run.tables["atlas"], frames["atlas_top"]
     assert top.groupby("domain").size().tolist() == [3, 3, 3]
+    assert set(top.method) == {"gradient"}
+    held_out = [document for document in documents if half_of(document)]
+    estimates_GLE = measure_first_order(model, held_out, model.layers).estimates_GLE
     for row in top.itertuples():
         at = table.sel(domain=row.domain, layer=row.layer, expert=row.expert)
-        assert row.delta_loss == float(at["evaluation_half_delta_loss"])
+        domain_id = run.context.domains.index(row.domain)
+        at_G = [document.domain_id == domain_id for document in held_out]
+        own = [document for document, inside in zip(held_out, at_G, strict=True) if inside]
+        tokens = sum(int((document.next_token_ids >= 0).sum()) for document in own)
+        assert (row.num_documents, row.num_tokens) == (len(own), tokens)
+        measured = measure_ablations(model, own, [Ablation(row.layer, (row.expert,))]).sum() / tokens
+        assert row.delta_loss_measured == pytest.approx(measured, abs=1e-6)
+        estimate = estimates_GLE[at_G, row.layer, row.expert].sum() / tokens
+        assert row.delta_loss_estimate == pytest.approx(estimate, abs=1e-6)
+        assert row.delta_loss_estimate == pytest.approx(float(at["evaluation_half_delta_loss"]), abs=1e-9)
+        assert row.selection_half_ci_low == pytest.approx(float(at["selection_half_delta_loss_ci_low"]), nan_ok=True)
         assert row.selection_half_delta_loss == float(at["selection_half_delta_loss"])
         whole = table.sel(domain=row.domain)
         assert int(whole["selection_half_num_tokens"] + whole["evaluation_half_num_tokens"]) == int(whole["num_tokens"])
         assert row.num_controls == 7  # all others of the layer
         others = np.delete(whole.sel(layer=row.layer)["evaluation_half_delta_loss"].values, row.expert)
         assert row.delta_loss_control == pytest.approx(others.mean())
+
+
+def test_the_first_of_each_domain_is_ablated_on_all_domains(model, corpus, documents) -> None:
+    frames = run_of(model, corpus, named_tokens=300).frames
+    top, measured = frames["atlas_top"], frames["atlas_measured"]
+    held_out = [[d for d in documents if d.domain_id == domain and half_of(d)] for domain in range(3)]
+    # Of each domain the documents that begin within its 100 of the tokens.
+    few = [
+        [d for number, d in enumerate(own) if sum(len(before.token_ids) for before in own[:number]) < 100]
+        for own in held_out
+    ]
+    assert sum(map(len, few)) < sum(map(len, held_out))
+    for first in top[top["rank"] == 0].drop_duplicates(["layer", "expert"]).itertuples():
+        rows = measured[(measured.layer == first.layer) & (measured.expert == first.expert)].set_index("domain")
+        assert set(rows.index) == {"all", *corpus.domains}
+        for domain, row in rows.iterrows():
+            index = None if domain == "all" else corpus.domains.index(domain)
+            used = [d for own in few for d in own]
+            if index is not None:
+                used = (held_out if row["rank"] >= 0 else few)[index]
+            tokens = sum(int((document.next_token_ids >= 0).sum()) for document in used)
+            assert (row.num_documents, row.num_tokens) == (len(used), tokens)
+            effect = measure_ablations(model, used, [Ablation(first.layer, (first.expert,))]).sum() / tokens
+            assert row.delta_loss_measured == pytest.approx(effect, abs=1e-6)
+            assert np.isnan(row.p_value) == (len(used) < 8)
+
+
+def test_without_named_experts_nothing_is_ablated_for_them(model, corpus) -> None:
+    run = run_of(model, corpus, named_tokens=0)
+    assert set(run.frames) == {"atlas", "atlas_ablated", "atlas_relations"}
+    assert set(run.figures) == {"atlas_experts", "atlas_ablated", "atlas_relations"}
+
+
+def test_the_p_value_is_students_over_documents() -> None:
+    generator = np.random.default_rng(4)
+    predicted_g = generator.integers(20, 60, 14)
+    effects_g = 0.02 * predicted_g + generator.normal(size=14)
+    # Of documents of one length it is scipy's one-sample test.
+    even_g = np.full(14, 30)
+    expected = ttest_1samp(effects_g, 0, alternative="greater").pvalue
+    assert rise_p_value(effects_g, even_g) == pytest.approx(expected)
+    assert 0 < rise_p_value(effects_g, predicted_g) < 1
+    assert np.isnan(rise_p_value(effects_g[:7], predicted_g[:7]))
 
 
 def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
@@ -170,6 +235,14 @@ def test_exact_atlas_of_some_experts(model, corpus, documents) -> None:
     assert np.allclose(every.delta_loss, expected, atol=1e-6)
     relations = run.frames["atlas_relations"]
     assert set(relations.effect) == {"ablated"}
+    top = run.frames["atlas_top"]
+    assert set(top.method) == {"exact"}
+    assert set(top.expert) <= {2, 5}
+    for row in top.itertuples():
+        own = [d for d in kept if half_of(d) and corpus.domains[d.domain_id] == row.domain]
+        tokens = sum(int((document.next_token_ids >= 0).sum()) for document in own)
+        effect = measure_ablations(model, own, [Ablation(row.layer, (row.expert,))]).sum() / tokens
+        assert row.delta_loss_measured == pytest.approx(effect, abs=1e-6)
     assert set(run.figures) == {f"atlas_{name}" for name in ("experts", "domains", "top", "ablated", "relations")}
 
 

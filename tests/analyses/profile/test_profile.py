@@ -58,7 +58,7 @@ def test_one_line_for_every_expert_and_the_index_finds_it(files, profiles):
     index = pd.read_csv(io.StringIO(files[INDEX]))
     for entry, profile in zip(index.itertuples(), profiles, strict=True):
         found = json.loads(raw[entry.byte_offset : entry.byte_offset + entry.num_bytes])
-        assert found["schema_version"] == "1.0"
+        assert found["schema_version"] == "1.1"
         assert (found["layer"], found["expert"]) == (entry.layer, entry.expert) == (profile.layer, profile.expert)
         assert found["label"]["text"] == entry.label
         assert found["label"]["balanced_accuracy"] == pytest.approx(entry.balanced_accuracy)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ from moescope.analyses.ablation.options import AblateOptions
 from moescope.analyses.ablation.table import Measured, control_frame, domain_frame, table_of
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 from moescope.interventions.ablation import Ablation, ablation_effects, check_ablations
 from moescope.interventions.controls import USAGE_TOKENS, count_usage, matched_draws
 from moescope.interventions.document_effects import Documents
@@ -127,7 +126,7 @@ def ablate(
     notes = []
     if len(controls) < num_controls:
         notes.append(f"{len(controls)} controls instead of {num_controls}: layer {layer} has no more experts to draw")
-        warnings.warn(notes[-1], MoescopeWarning, stacklevel=2)
+        warn(notes[-1], stacklevel=2)
     sampler = Sampler(
         corpus,
         model.tokenizer,

@@ -13,7 +13,14 @@ import xarray as xr
 
 from moescope.analyses.atlas.options import SAMPLE_TOKENS, AtlasOptions
 from moescope.analyses.atlas.passes import Measured, run_passes
-from moescope.analyses.atlas.table import ablated_frame, atlas_frame, relations_frame, table_of, top_frame
+from moescope.analyses.atlas.table import (
+    ablated_frame,
+    atlas_frame,
+    measured_frame,
+    relations_frame,
+    table_of,
+    top_frame,
+)
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.context import Context
 from moescope.errors import UsageError
@@ -57,24 +64,25 @@ class Atlas(AtlasOptions, Analysis):
         return self.sample_tokens or SAMPLE_TOKENS[self.method]
 
     @property
-    def _key(self) -> str:
-        # Runs may hold samples of different sizes; those of one size are shared.
+    def sample_key(self) -> str:
+        """Key of the sample among the run's statistics; samples of different sizes stand side by side."""
         return f"atlas_text_{self._num_tokens}"
 
     def answers(self, other: Analysis) -> bool:
-        """An atlas on the same sample answers one that asks for no exact ablations beside the gradient."""
+        """An atlas on the same sample answers one that asks for no ablations beside the gradient."""
         if not isinstance(other, Atlas) or (self.method, self._num_tokens) != (other.method, other._num_tokens):
             return False
-        exact = ("experts", "num_exact", "exact_tokens")
+        exact = ("experts", "num_exact", "exact_tokens", "named_tokens")
         same = all(getattr(self, name) == getattr(other, name) for name in exact)
-        return same or (other.method == "gradient" and other.experts is None and other.num_exact == 0)
+        none = other.experts is None and not other.num_exact and not other.named_tokens
+        return same or (other.method == "gradient" and none)
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """A sample of the text: of each domain the documents of smallest hash."""
         share = max(1, min(self._num_tokens, context.num_tokens) // len(context.domains))
         length = max(MIN_LENGTH, share // DOCUMENTS_PER_DOMAIN)
         return {
-            self._key: TextSample(
+            self.sample_key: TextSample(
                 layers=list(context.layers),
                 domains=list(context.domains),
                 num_documents=-(-share // length),
@@ -96,23 +104,37 @@ class Atlas(AtlasOptions, Analysis):
         return [every[index] for index in sorted(drawn.tolist())]
 
     def measure(self, model: MoEModel, statistics: Mapping[str, Statistic], context: Context) -> Measured:
-        """Runs the sampled documents again: the gradient of all experts, and the exact ablations."""
-        sample = cast("TextSample", statistics[self._key])
+        """Runs the sampled documents again: the gradient of all experts, exact ablations, and the named experts."""
+        sample = cast("TextSample", statistics[self.sample_key])
         exact_tokens = self.exact_tokens if self.method == "gradient" else None
-        return run_passes(model, sample, context, self.ablations(context), exact_tokens, BATCH_TOKENS)
+        return run_passes(
+            model,
+            sample,
+            context,
+            self.ablations(context),
+            exact_tokens=exact_tokens,
+            named_tokens=self.named_tokens,
+            batch_tokens=BATCH_TOKENS,
+        )
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
         """By `layer, domain, expert` (first domain `all`): `delta_loss` with interval, on all documents and each half.
 
-        By `ablation`: the exact ablations. By `relation`: rank correlations of effects with routing statistics.
+        By `ablation`: the exact ablations. By `measurement`: the named experts, ablated on the evaluation half. By
+        `relation`: rank correlations of effects with routing statistics.
         """
         return table_of(given.measured, context, self.method)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
-        """`atlas`: a row per layer, domain, expert; and `atlas_top`, `atlas_ablated`, `atlas_relations`."""
+        """`atlas`: a row per layer, domain, expert; `atlas_top` and `_measured`, `_ablated`, `_relations`."""
+        named = (
+            {"atlas_top": top_frame(table, seed=context.seed), "atlas_measured": measured_frame(table)}
+            if table.sizes["measurement"]
+            else {}
+        )
         return {
             "atlas": atlas_frame(table),
-            "atlas_top": top_frame(table, seed=context.seed),
+            **named,
             "atlas_ablated": ablated_frame(table),
             "atlas_relations": relations_frame(table),
         }
@@ -122,9 +144,10 @@ class Atlas(AtlasOptions, Analysis):
         from moescope.analyses.atlas import figures as draw
 
         yield "atlas_experts", partial(draw.experts, table, context)
-        if len(context.domains) > 1:
-            yield "atlas_domains", partial(draw.domains, table, context)
-        yield "atlas_top", partial(draw.top, table, context)
+        if table.sizes["measurement"]:
+            if len(context.domains) > 1:
+                yield "atlas_domains", partial(draw.domains, table, context)
+            yield "atlas_top", partial(draw.top, table, context)
         if table.sizes["ablation"] > 1:
             yield "atlas_ablated", partial(draw.agreement, table, context)
         yield "atlas_relations", partial(draw.relations, table, context)

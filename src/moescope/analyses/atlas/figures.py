@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moescope.analyses.atlas.findings import in_order_of_selection
 from moescope.analyses.atlas.relations import ACROSS, FIRST_ORDER, GRADIENT, WITHIN_DOMAINS, WITHIN_LAYERS
 from moescope.analyses.atlas.table import relations_frame, top_frame
 from moescope.figures import caption, charts, style, styled
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from moescope.context import Context
 
-MOST_EXPERTS = 30
+BARS = ("delta_loss", "ci_low", "ci_high")
 MOST_ROWS = 64
 CLIP = 0.995
 """The color scale ends at this quantile of the effects' size: with the largest few the others would be white."""
@@ -58,27 +59,29 @@ def experts(table: xr.Dataset, context: Context) -> Figure:
 
 @styled
 def domains(table: xr.Dataset, context: Context) -> Figure:
-    """The experts with the largest effect on any domain, and their effect on every domain."""
+    """The expert named first for each domain, and its measured effect on every domain."""
     names = table["domain"].values.tolist()[1:]
     order_D = charts.domain_order(names, context.groups)
+    domain_R, layer_R, expert_R = (table[f"measured_{name}"].values for name in ("domain", "layer_position", "expert"))
+    first_R = (table["measured_rank"].values == 0) & (domain_R > 0)
+    # Each expert once, in the order of the domains that it is named for.
+    named = {(layer_R[r], expert_R[r]): None for d in order_D for r in np.flatnonzero(first_R & (domain_R == d + 1))}
+    rows = {cell: row for row, cell in enumerate(named)}
+    values_XD = np.full((len(rows), len(names)), np.nan)
+    for r in np.flatnonzero(domain_R > 0).tolist():
+        if (row := rows.get((layer_R[r], expert_R[r]))) is not None:
+            values_XD[row, order_D.index(domain_R[r] - 1)] = MILLI * table["measured_delta_loss"].values[r]
     names = [names[index] for index in order_D]
-    values_LDE = MILLI * table["delta_loss"].values[:, 1:][:, order_D]
-    flat_XD = values_LDE.swapaxes(1, 2).reshape(-1, len(names))
-    sizes_X = np.where(np.isfinite(flat_XD), np.abs(flat_XD), 0.0).max(1)
-    shown = np.argsort(-sizes_X, kind="stable")[:MOST_EXPERTS]
-    shown = shown[sizes_X[shown] > 0]
-    # Experts of one domain are adjacent, in the domains' order.
-    shown = shown[np.lexsort((-sizes_X[shown], np.nan_to_num(np.abs(flat_XD[shown])).argmax(1)))]
-    num_experts, layers = table.sizes["expert"], table["layer"].values
+    layers = table["layer"].values
     groups = [context.groups.get(name, "") for name in names]
     gaps = [column + 1 for column, (before, after) in enumerate(pairwise(groups)) if before != after]
-    reach, clipped = _reach(flat_XD[shown])
-    fig, ax = style.figure("page", style.height_for(len(shown), 0.135, 1.5))
+    reach, clipped = _reach(values_XD, fewest=100)
+    fig, ax = style.figure("page", style.height_for(len(rows), 0.135, 1.5))
     charts.heatmap(
         ax,
-        np.clip(flat_XD[shown], -reach, reach),
-        label="Δ loss (10⁻³ nats per token of the domain)",
-        rows=[f"layer {layers[cell // num_experts]}, expert {cell % num_experts}" for cell in shown],
+        np.clip(values_XD, -reach, reach),
+        label="measured Δ loss (10⁻³ nats per token of the domain)",
+        rows=[f"layer {layers[layer]}, expert {expert}" for layer, expert in rows],
         columns=names,
         vmin=-reach,
         vmax=reach,
@@ -86,30 +89,39 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
         column_gaps=gaps,
         groups=context.groups,
     )
-    note = (
-        f"the {len(shown)} experts of largest effect on any domain; optimistically biased: selected and measured on "
-        "the same documents"
-    )
-    caption(fig, context.caption, f"{_sample(table)}; {note}{clipped}")
+    note = f"experts named first for a domain, in the order of domains; {_chosen(table)}; ablated on the other half"
+    caption(fig, context.caption, f"{note}{clipped}")
     return fig
 
 
 @styled
 def top(table: xr.Dataset, context: Context) -> Figure:
-    """The expert with the largest effect on each domain, with experts of its layer that the domain selects as often."""
+    """The expert named first for each domain, with experts of its layer that the domain selects as often."""
     frame = top_frame(table, seed=context.seed)
-    best = frame[frame["rank"] == 0].sort_values("delta_loss", ascending=False, kind="stable")
+    best = in_order_of_selection(frame[frame["rank"] == 0])
+    measured = {f"delta_loss_measured{end}": name for end, name in zip(("", "_ci_low", "_ci_high"), BARS, strict=True)}
+    estimated = table.attrs["method"] == "gradient"
     fig = effects_with_controls(
-        best,
+        best.rename(columns=measured),
         [f"{row.domain} · layer {row.layer}, expert {row.expert}" for row in best.itertuples()],
         context.groups,
-        control="controls: mean and 5–95 % of experts of the layer that the domain selects about as often",
+        control=f"{'estimate for ' if estimated else ''}controls, experts of the layer that the domain selects about "
+        "as often: mean and 5–95 %",
+        estimate="estimate for the expert, same documents",
     )
-    note = "selected on one half of the documents; bars and 95 % intervals from the other half"
-    if best["ci_low"].isna().any():
+    note = (
+        f"bars: measured by ablation on the evaluation half, with 95 % intervals; {_chosen(table)}, highest lower end "
+        "of the interval first"
+    )
+    if best["delta_loss_measured_ci_low"].isna().any():
         note += f"; no interval: under {table.attrs['min_documents']} documents there"
-    caption(fig, context.caption, f"{_sample(table)}; {note}")
+    caption(fig, context.caption, note)
     return fig
+
+
+def _chosen(table: xr.Dataset) -> str:
+    by = " by the gradient's estimate" if table.attrs["method"] == "gradient" else ""
+    return f"chosen{by} on the selection half of the documents"
 
 
 @styled
@@ -170,13 +182,13 @@ def _main(frame: pd.DataFrame) -> str:
     return str(frame["effect"].iloc[-1])
 
 
-def _reach(values: np.ndarray) -> tuple[float, str]:
-    """The end of a symmetric color scale, and a note on values beyond it."""
+def _reach(values: np.ndarray, fewest: int = 1000) -> tuple[float, str]:
+    """The end of a symmetric color scale, and a note on values beyond it; none are beyond it if there are but few."""
     sizes = np.abs(values[np.isfinite(values)])
     if not sizes.size or not sizes.max():
         return 1.0, ""
     reach = float(np.quantile(sizes, CLIP))
-    if sizes.size < 1000 or reach <= 0:
+    if sizes.size < fewest or reach <= 0:
         reach = float(sizes.max())
     beyond = int((sizes > reach).sum())
     return reach, f"; {beyond} beyond the scale's ends" if beyond else ""

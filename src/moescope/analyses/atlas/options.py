@@ -36,8 +36,12 @@ class AtlasOptions:
     exact_tokens: int = 4_000
     """With the gradient: tokens of the sample that these are ablated on."""
 
+    named_tokens: int = 8_000
+    """With the gradient: the experts named for a domain are ablated on all its documents of the evaluation half, and
+    the first of each on so many tokens of the evaluation half of all domains; 0: none is named."""
+
     def __post_init__(self) -> None:
         if self.method not in SAMPLE_TOKENS:
             raise UsageError(f"`method={self.method}`", expected=f"one of {', '.join(SAMPLE_TOKENS)}")
         at_least(1, sample_tokens=self.sample_tokens, exact_tokens=self.exact_tokens)
-        at_least(0, num_exact=self.num_exact)
+        at_least(0, num_exact=self.num_exact, named_tokens=self.named_tokens)

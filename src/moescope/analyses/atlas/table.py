@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from moescope.analyses.atlas.named import NATS, measured_variables
 from moescope.analyses.atlas.options import Method
 from moescope.analyses.atlas.passes import Measured
 from moescope.analyses.atlas.relations import relations
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 CELLS = ("layer", "domain", "expert")
-NATS = "nats per token"
-TOP_EXPERTS = 3
 
 
 def table_of(measured: Measured, context: Context, method: Method) -> xr.Dataset:
@@ -36,6 +35,10 @@ def table_of(measured: Measured, context: Context, method: Method) -> xr.Dataset
     num_experts = measured.first_order.effects_GLE.shape[2]
     cells = [layers.index(ablation.layer) * num_experts + ablation.experts[0] for ablation in measured.ablations]
     variables = _effects(measured, context, method, cells) | _ablated(measured, context, cells)
+    half_G = halves(measured.documents.hashes_G, seed=context.seed).astype(bool)
+    variables |= measured_variables(
+        measured.named, measured.documents, half_G, len(context.domains), num_experts, seed=context.seed
+    )
     table = xr.Dataset(
         variables, coords={"layer": layers, "domain": [ALL, *context.domains], "expert": np.arange(num_experts)}
     )
@@ -75,7 +78,10 @@ def _effects(measured: Measured, context: Context, method: Method, cells: Sequen
         ("evaluation_half_", 1, "; half 1 of the documents"),
     ):
         within_G = None if half is None else half_G == half
-        means = domain_means(effects_GX, documents, num_domains, within_G=within_G, seed=context.seed)
+        if half == 0:
+            means = measured.named.selection
+        else:
+            means = domain_means(effects_GX, documents, num_domains, within_G=within_G, seed=context.seed)
         name = f"{prefix}delta_loss"
         variables[name] = variable(CELLS, by_cell(means.mean_DP), NATS, effect + added)
         for end, values_DP in (("low", means.low_DP), ("high", means.high_DP)):
@@ -176,6 +182,7 @@ def atlas_frame(table: xr.Dataset) -> pd.DataFrame:
             "num_tokens": column("num_tokens"),
             "num_documents": column("num_documents"),
             "num_selected": column("num_selected"),
+            "method": str(table.attrs["method"]),
             "delta_loss": column("delta_loss"),
             "ci_low": column("delta_loss_ci_low"),
             "ci_high": column("delta_loss_ci_high"),
@@ -190,52 +197,70 @@ def atlas_frame(table: xr.Dataset) -> pd.DataFrame:
     return frame[np.broadcast_to(measured_LE[:, None], shape).ravel()].reset_index(drop=True)
 
 
+def measured_frame(table: xr.Dataset) -> pd.DataFrame:
+    """One row per domain (first `all`) and named expert that was ablated: Δ loss measured, and estimated."""
+    names = {
+        "rank": "measured_rank",
+        "layer": "measured_layer_position",
+        "expert": "measured_expert",
+        "num_tokens": "measured_num_tokens",
+        "num_documents": "measured_num_documents",
+        "delta_loss_measured": "measured_delta_loss",
+        "delta_loss_measured_ci_low": "measured_delta_loss_ci_low",
+        "delta_loss_measured_ci_high": "measured_delta_loss_ci_high",
+        "p_value": "measured_p_value",
+        "delta_loss_estimate": "measured_estimate",
+        "delta_loss_estimate_ci_low": "measured_estimate_ci_low",
+        "delta_loss_estimate_ci_high": "measured_estimate_ci_high",
+    }
+    frame = pd.DataFrame({column: table[name].values for column, name in names.items()})
+    domains = table["domain"].values.astype(object)
+    frame.insert(0, "domain", domains[table["measured_domain"].values])
+    frame["layer"] = table["layer"].values[frame["layer"].to_numpy()]
+    return frame
+
+
 def top_frame(table: xr.Dataset, *, seed: int) -> pd.DataFrame:
-    """For each domain the experts with the largest effect: selected on half 0 of the documents, measured on half 1.
+    """For each domain the experts with the largest effect: chosen on half 0 of the documents, ablated on half 1.
 
-    Selected are the experts with the highest lower end of the interval on half 0 (the highest effect, where there are
-    too few documents for intervals). The control of each is the mean effect, on the same documents, of up to 20 random
-    experts of its layer that the domain's tokens select about as often.
+    Chosen are the experts with the highest lower end of the interval on half 0 (the highest effect, where there are too
+    few documents for intervals), by the estimate where the method is the gradient. The control of each is the mean
+    estimate, on the same documents, of up to 20 random experts of its layer that the domain's tokens select about as
+    often.
 
-    Columns: `rank` from 0; `selection_half_delta_loss` is of half 0, all others of half 1 but `loss`, which is of both.
+    Columns: `rank` from 0; `selection_half_` is of half 0, all others of half 1 but `loss`, which is of both. `method`
+    says how selection and controls were obtained.
 
     Args:
         table: The atlas' table.
         seed: Seed of the controls.
     """
+    measured = measured_frame(table)
+    domains = table["measured_domain"].values
     rows = []
-    layers = table["layer"].values.tolist()
-    for domain in table["domain"].values.tolist()[1:]:
-        of_domain = table.sel(domain=domain)
-        score_LE = of_domain["selection_half_delta_loss_ci_low"].values
-        if not np.isfinite(score_LE).any():
-            score_LE = of_domain["selection_half_delta_loss"].values
-        order = np.argsort(-np.nan_to_num(score_LE, nan=-np.inf).ravel(), kind="stable")[:TOP_EXPERTS]
-        for rank, cell in enumerate(order[np.isfinite(score_LE.ravel()[order])].tolist()):
-            position, expert = divmod(cell, score_LE.shape[1])
-            measured_E = of_domain["evaluation_half_delta_loss"].values[position]
-            unknown = np.flatnonzero(~np.isfinite(measured_E)).tolist()
-            selected_E = of_domain["num_selected"].values[position]
-            controls = matched_experts(selected_E, expert, num=NUM_CONTROLS, exclude=unknown, seed=seed)
-            known = measured_E[controls]
-            of_expert = of_domain.isel(layer=position, expert=expert)
-            rows.append(
-                {"domain": domain, "rank": rank, "layer": layers[position], "expert": expert}
-                | {key: int(of_expert[f"evaluation_half_{key}"]) for key in ("num_tokens", "num_documents")}
-                | {
-                    "delta_loss": float(of_expert["evaluation_half_delta_loss"]),
-                    "ci_low": float(of_expert["evaluation_half_delta_loss_ci_low"]),
-                    "ci_high": float(of_expert["evaluation_half_delta_loss_ci_high"]),
-                    "delta_loss_control": float(known.mean()) if known.size else np.nan,
-                    "delta_loss_control_q05": float(np.quantile(known, 0.05)) if known.size else np.nan,
-                    "delta_loss_control_q95": float(np.quantile(known, 0.95)) if known.size else np.nan,
-                    "num_controls": len(controls),
-                    "selection_half_delta_loss": float(of_expert["selection_half_delta_loss"]),
-                    "loss": float(of_domain["loss"]),
-                    "p_value": float(of_expert["evaluation_half_delta_loss_p_value"]),
-                    "effective_documents": float(of_expert["evaluation_half_effective_documents"]),
-                }
-            )
+    for index in np.flatnonzero(measured["rank"].to_numpy() >= 0).tolist():
+        of_domain = table.isel(domain=int(domains[index]))
+        row = {str(name): measured[name].iloc[index] for name in measured.columns}
+        at = of_domain.sel(layer=row["layer"])
+        expert = int(row["expert"])
+        # Of an atlas by exact ablation, these are measured too.
+        effects_E = at["evaluation_half_delta_loss"].values
+        unknown = np.flatnonzero(~np.isfinite(effects_E)).tolist()
+        controls = matched_experts(at["num_selected"].values, expert, num=NUM_CONTROLS, exclude=unknown, seed=seed)
+        known = effects_E[controls]
+        rows.append(
+            row
+            | {
+                "delta_loss_control": float(known.mean()) if known.size else np.nan,
+                "delta_loss_control_q05": float(np.quantile(known, 0.05)) if known.size else np.nan,
+                "delta_loss_control_q95": float(np.quantile(known, 0.95)) if known.size else np.nan,
+                "num_controls": len(controls),
+                "method": str(table.attrs["method"]),
+                "selection_half_delta_loss": float(at["selection_half_delta_loss"].values[expert]),
+                "selection_half_ci_low": float(at["selection_half_delta_loss_ci_low"].values[expert]),
+                "loss": float(of_domain["loss"]),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -259,7 +284,10 @@ def ablated_frame(table: xr.Dataset) -> pd.DataFrame:
 
 
 def relations_frame(table: xr.Dataset) -> pd.DataFrame:
-    """One row per effect, predictor and scope: Spearman's rank correlation over experts, its interval and its null."""
+    """One row per effect, predictor and scope: Spearman's rank correlation over experts, its interval and its null.
+
+    `lead`: by how much the best routing statistic's exceeds it.
+    """
     names = {
         "effect": "relation_effect",
         "predictor": "relation_predictor",
@@ -271,5 +299,9 @@ def relations_frame(table: xr.Dataset) -> pd.DataFrame:
         "null_low": "rank_correlation_null_low",
         "null_high": "rank_correlation_null_high",
         "p_value": "rank_correlation_p_value",
+        "lead": "best_predictor_lead",
+        "lead_ci_low": "best_predictor_lead_ci_low",
+        "lead_ci_high": "best_predictor_lead_ci_high",
+        "lead_p_value": "best_predictor_lead_p_value",
     }
     return pd.DataFrame({column: table[name].values for column, name in names.items()})

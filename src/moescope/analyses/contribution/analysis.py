@@ -15,7 +15,15 @@ import xarray as xr
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.contribution import figures as draw
 from moescope.analyses.contribution.options import ContributionOptions
-from moescope.analyses.contribution.table import domain_rows, expert_rows, promoted_tokens, token_rows, top_experts
+from moescope.analyses.contribution.table import (
+    domain_rows,
+    expert_rows,
+    promoted_tokens,
+    silent_rows,
+    token_rows,
+    top_experts,
+)
+from moescope.measures.usage import SILENT, silent
 from moescope.statistics.contribution import ExpertContribution
 from moescope.statistics.variables import variable
 
@@ -74,15 +82,20 @@ class Contribution(ContributionOptions, Analysis):
             "mean o_e(x) over the tokens routed to the expert",
         )
         table = contribution.compute().assign(mean_output=mean_output)
+        words = f"output norm near zero: 0, or at most {SILENT:g} of the layer's median; a token may still select it"
+        silent_LE = silent(table["output_norm_mean"].values)
+        table = table.assign(silent=variable(("layer", "expert"), silent_LE, "bool", words))
         return table if given.measured is None else xr.merge([table, given.measured], combine_attrs="no_conflicts")
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
-        """A row per layer and expert; the same by domain; the top expert of each layer; promoted, suppressed tokens."""
+        """A row per layer and expert; by domain; the top expert of each layer; silent experts; promoted tokens."""
         frames = {
             "contribution": expert_rows(table),
             "contribution_domains": domain_rows(table),
             "contribution_top": top_experts(table),
         }
+        if table["silent"].values.any():
+            frames["contribution_silent"] = silent_rows(table)
         if "promoted_token_id" in table:
             frames["promoted_tokens"] = token_rows(table)
         return frames

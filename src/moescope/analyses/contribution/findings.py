@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from moescope.analyses.finding import Fact, Finding, count_of, interval_of, row
+from moescope.analyses.finding import Fact, Finding, count_of, interval_of, names_of, row
+from moescope.measures.usage import SILENT
 from moescope.results.text import number, percent
 
 if TYPE_CHECKING:
@@ -65,6 +66,25 @@ def _largest_share(results: Results) -> Fact | None:
     return Fact("contribution", title, text)
 
 
+def _silent(results: Results) -> Fact | None:
+    """Experts that tokens select and that give nothing; none is found where there are none."""
+    frame, every = results.table("contribution_silent"), results.table("contribution")
+    if frame is None or every is None or frame.empty:
+        return None
+    named = [
+        f"expert {found.expert} of layer {found.layer} (norm {number(found.output_norm_mean)}, median of the layer "
+        f"{number(found.output_norm_median_of_layer)}; selected for {percent(found.selection_frequency)} of the tokens)"
+        for found in frame.sort_values("num_selected", ascending=False, kind="stable").itertuples()
+    ]
+    unused = int((every["num_selected"] == 0).sum())
+    text = (
+        f"Selected, with a mean output norm of at most {SILENT:g} of the layer's median: {names_of(named)}. Another "
+        f"sense of dead, never selected: {count_of(unused, 'expert')} of {len(every):,}."
+    )
+    title = f"{len(frame):,} of {len(every):,} experts {'is' if len(frame) == 1 else 'are'} selected and silent"
+    return Fact("contribution", title, text)
+
+
 FINDINGS: list[Callable[[Results], Finding | None]] = []
 
-FACTS: list[Callable[[Results], Fact | None]] = [_layers_near_zero, _largest_share]
+FACTS: list[Callable[[Results], Fact | None]] = [_layers_near_zero, _largest_share, _silent]

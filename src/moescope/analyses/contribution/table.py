@@ -82,7 +82,20 @@ def expert_rows(table: xr.Dataset) -> pd.DataFrame:
     """A row per layer and expert: means with intervals."""
     names = [*(name for name, _, _ in MEANS.values()), "output_share"]
     columns = [name + end for name in names for end in _ENDS]
-    return table[["num_tokens", "num_selected", *columns]].to_dataframe().reset_index()
+    return table[["num_tokens", "num_selected", *columns, "silent"]].to_dataframe().reset_index()
+
+
+def silent_rows(table: xr.Dataset) -> pd.DataFrame:
+    """A row per expert that was selected and gives nothing: how often, its norm and the layer's median."""
+    rows = expert_rows(table)
+    medians_L = rows[rows["output_norm_mean"] > 0].groupby("layer")["output_norm_mean"].median()
+    rows = rows[rows["silent"]].reset_index(drop=True)
+    frame = rows[["layer", "expert", "num_tokens", "num_selected"]]
+    return frame.assign(
+        selection_frequency=rows["num_selected"] / rows["num_tokens"],
+        output_norm_mean=rows["output_norm_mean"],
+        output_norm_median_of_layer=rows["layer"].map(medians_L),
+    )
 
 
 def domain_rows(table: xr.Dataset) -> pd.DataFrame:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from moescope.analyses.intervention.prompts import Prompt, check_against, read_p
 from moescope.analyses.intervention.study import Study
 from moescope.analyses.intervention.table import Continuation, Effect, PromptEffects, PromptPass
 from moescope.context import Context
-from moescope.errors import MoescopeWarning, UsageError, at_least
+from moescope.errors import UsageError, at_least, of_type, warn, whole_number
 from moescope.interventions.changes import Change, Set
 from moescope.interventions.controls import NUM_CONTROLS, Target, Usage, count_usage, matched_draws, on_others
 from moescope.interventions.intervening import check_changes, intervening
+from moescope.models.given import check_model
 from moescope.models.token_text import token_texts
 from moescope.results.manifest import Manifest, make_manifest
 
@@ -120,6 +121,15 @@ def compare(
         UsageError: See `intervene`; also variants that change different experts.
     """
     started = time.perf_counter()
+    check_model(model)
+    of_type(prompt, str, "prompt", "a text (str)")
+    of_type(usage, (Usage, NoneType), "usage", "what `usage` of an earlier study was")
+    numbers = {"top": top, "controls": controls, "generate": generate, "seed": seed}
+    for name, value in (numbers if target is None else {**numbers, "target": target}).items():
+        whole_number(value, name)
+    model.refresh()
+    if usage is not None:
+        usage.check_same_model(model)
     at_least(1, top=top)
     at_least(0, controls=controls, generate=generate)
     targets = _targets(model, variants)
@@ -137,7 +147,7 @@ def compare(
         draws = matched_draws(usage.counts, targets, num=controls, seed=seed)
         if len(draws) < controls:
             notes.append(f"{len(draws)} controls instead of {controls}: layer {layers[0]} has no more experts to draw")
-            warnings.warn(notes[-1], MoescopeWarning, stacklevel=2)
+            warn(notes[-1], stacklevel=2)
     pass_started = time.perf_counter()
     ids_1S = torch.tensor([read.token_ids], device=model.device)
     base, token_ids, effects = _effects(_Runner(model, ids_1S, start, progress), read, variants, draws, top)

@@ -85,7 +85,7 @@ class Effect:
     @property
     def records(self) -> list[dict[str, Any]]:
         """The changes with their kind and parameters, as plain values."""
-        return [{"kind": type(change).__name__.lower(), **asdict(change)} for change in self.changes]
+        return [change.record for change in self.changes]
 
     @property
     def num_active(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import torch
 import xarray as xr
 
 from moescope.analyses.map.projection import MIN_DIST, MIN_POINTS, NUM_EPOCHS, Plane, comparable, project, trust
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 from moescope.measures.neighbors import nearest, recovery
 from moescope.models.token_text import token_texts
 from moescope.statistics.variables import variable
@@ -82,7 +81,7 @@ def make(samples: OutputSample, contribution: ExpertContribution, context: Conte
             parts.append(_points(layer, sample, plane, context))
     if gaps:
         text = f"not on the map, since no token was routed to them: {'; '.join(gaps)}"
-        warnings.warn(text, MoescopeWarning, stacklevel=3)
+        warn(text, stacklevel=3)
     points = pd.concat(parts) if parts else pd.DataFrame(columns=list(_POINT))
     quality_L = pd.DataFrame(qualities)
     variables = {name: variable("point", points[name].to_numpy(), *about) for name, about in _POINT.items()}
@@ -103,16 +102,15 @@ def _one_layer(
     plane, method = None, options.method
     if method == "umap" and len(points) <= options.num_neighbors:
         method = "pca"
-        warnings.warn(
+        warn(
             f"layer {layer}: {len(points)} outputs are too few for UMAP with {options.num_neighbors} neighbors; "
             "projected by PCA (raise `num_tokens`, or lower `num_neighbors`)",
-            MoescopeWarning,
             stacklevel=4,
         )
     try:
         plane = project(points, method, num_neighbors=num_neighbors, seed=seed, num_components=options.num_components)
     except ValueError as error:
-        warnings.warn(f"layer {layer} has no map: {error}", MoescopeWarning, stacklevel=4)
+        warn(f"layer {layer} has no map: {error}", stacklevel=4)
     row |= {
         name: getattr(plane, name, np.nan) for name in ("num_components", "variance_explained", "variance_explained_xy")
     }

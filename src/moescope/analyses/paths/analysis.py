@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -11,7 +10,7 @@ from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.paths.dependence import DEFINITIONS, dependence
 from moescope.analyses.paths.table import summary_frame, top_frame
 from moescope.context import Context
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 from moescope.statistics.paths import ExpertPaths
 from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 
@@ -31,9 +30,8 @@ class Paths(Analysis):
     def check(self, context: Context) -> None:
         """Warns that a single layer has no next one; other questions of the run are answered."""
         if len(context.layers) < 2:
-            warnings.warn(
+            warn(
                 f"expert paths need two layers or more; only layer {context.layers[0]} is looked at, so there are none",
-                MoescopeWarning,
                 stacklevel=2,
             )
 

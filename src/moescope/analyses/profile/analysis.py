@@ -16,6 +16,7 @@ from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.coactivation.analysis import Coactivation
 from moescope.analyses.contribution.analysis import Contribution
 from moescope.analyses.profile import table as parts
+from moescope.analyses.profile.measured import best_labeled, measured_effects
 from moescope.analyses.profile.options import ProfileOptions
 from moescope.analyses.profile.records import ProfileMaker
 from moescope.analyses.similarity.analysis import Similarity
@@ -32,13 +33,23 @@ from moescope.statistics.tokens import Reading
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from moescope.models import MoEModel
     from moescope.statistics.base import Statistic
+    from moescope.statistics.samples.texts import TextSample
 
 FOLDER = "profiles"
 LINES = f"{FOLDER}/profiles.jsonl"
 INDEX = f"{FOLDER}/profiles_index.csv"
 NUM_BEST = 100
 """Rows of the table of best labels."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What takes the model: the labels that choose pages, and the effects of the experts on them."""
+
+    labels: xr.Dataset
+    effects: xr.Dataset
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Profile(ProfileOptions, Analysis):
                 "weights": Weights(),
             }
         if self.effects:
-            found["atlas"] = Atlas(sample_tokens=self.effect_tokens, num_exact=0)
+            found["atlas"] = Atlas(sample_tokens=self.effect_tokens, num_exact=0, named_tokens=0)
         return found
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
@@ -104,6 +115,18 @@ class Profile(ProfileOptions, Analysis):
         kept = sorted(wanted, key=["input", "predicted", "next"].index)[: max(1, MOST_BYTES // each)]
         return cast("list[Reading]", kept)
 
+    def measure(self, model: MoEModel, statistics: Mapping[str, Statistic], context: Context) -> Measured:
+        """Labels of all experts; and the experts that have a page, ablated on the text that the atlas takes."""
+        labels = parts.labels_part(statistics["token_sample"], context)
+        atlas = self.needs(context).get("atlas")
+        if not isinstance(atlas, Atlas):
+            return Measured(labels, xr.Dataset())
+        cells = best_labeled(labels)[: self.num_pages]
+        if self.experts is not None:
+            cells = [(position, expert) for position in range(len(context.layers)) for expert in self.experts]
+        sample = cast("TextSample", statistics[atlas.sample_key])
+        return Measured(labels, measured_effects(model, sample, context, cells))
+
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
         """By `layer, expert` (and `domain`, `reading`, `context`, `window`, ...): all that profiles hold."""
         tables = [
@@ -112,7 +135,7 @@ class Profile(ProfileOptions, Analysis):
             parts.pairs_part(given.tables["coactivation"]),
             parts.contexts_part(statistics["contexts"]),
             parts.margins_part(statistics["margins"]),
-            parts.labels_part(statistics["token_sample"], context),
+            given.measured.labels,
             parts.outputs_part(given.tables["contribution"]),
         ]
         missing: dict[str, str] = {}
@@ -120,7 +143,7 @@ class Profile(ProfileOptions, Analysis):
         for name, key, make in (
             ("similarity", "nearest_by_output", parts.outputs_neighbors_part),
             ("weights", "nearest_by_weight", parts.weights_part),
-            ("atlas", "effect", parts.effect_part),
+            ("atlas", "effect", partial(parts.effect_part, measured=given.measured.effects)),
         ):
             if name in given.tables:
                 tables.append(make(given.tables[name]))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from moescope.analyses.profile.schema import ExpertProfile
+    from moescope.analyses.profile.schema import Effect, ExpertProfile
     from moescope.context import Context
 
 POINTS = 72.0
@@ -98,12 +98,20 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
         lines.append((margins, style.NEUTRAL))
     if profile.effect is not None and profile.effect.delta_loss is not None:
         effect = profile.effect
-        reach = _reach(effect.ci_low, effect.ci_high, "{:+.2g}")
-        lines.append(
-            (f"ablating it changes the loss by {effect.delta_loss:+.2g} {effect.units}{reach} ({effect.method})",
-             style.NEUTRAL)
-        )  # fmt: skip
+        lines.append((f"ablating it changes the loss by {_effect(effect)}", style.NEUTRAL))
     return [(line, color) for text, color in lines for line in wrapped(text, 7, WIDTH - 2 * MARGIN, _SANS)]
+
+
+def _effect(effect: Effect) -> str:
+    """Measured first, if it was, then the estimate on the same documents."""
+    if (measured := effect.measured) is None or measured.delta_loss is None:
+        reach = _reach(effect.ci_low, effect.ci_high, "{:+.2g}")
+        return f"{effect.delta_loss:+.2g} {effect.units}{reach} ({effect.method})"
+    reach = _reach(measured.ci_low, measured.ci_high, "{:+.2g}")
+    return (
+        f"{measured.delta_loss:+.2g} {effect.units}{reach}, measured on {measured.num_documents} documents "
+        f"({effect.method} on them: {_said(measured.estimate, '{:+.2g}')})"
+    )
 
 
 def _said(value: float | None, form: str) -> str:
@@ -125,7 +133,8 @@ def _note(profile: ExpertProfile) -> str:
     if profile.nearest_by_weight is not None:
         notes.append(f"similar weights: {profile.nearest_by_weight.measure.replace('_', ' ')}")
     if profile.effect is not None:
-        notes.append(f"Δ loss: nats per token, {profile.effect.definition}")
+        about = profile.effect if profile.effect.measured is None else profile.effect.measured
+        notes.append(f"Δ loss: nats per token, {about.definition}")
     return "; ".join(notes)
 
 
@@ -153,7 +162,8 @@ def _draw_domains(
     def percent(values: list[float | None]) -> np.ndarray:
         return np.array([np.nan if value is None else 100 * value for value in values])
 
-    effects = {} if profile.effect is None else {effect.domain: effect for effect in profile.effect.domains}
+    about = profile.effect.measured or profile.effect if profile.effect is not None else None
+    effects = {} if about is None else {effect.domain: effect for effect in about.domains}
     ax = place(left, both - (54.0 if effects else 0.0), first, last)
     charts.bars(
         ax,

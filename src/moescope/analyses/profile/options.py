@@ -31,7 +31,8 @@ class ProfileOptions:
     """Tokens that all experts are run on to find the nearest by output."""
 
     effects: bool = True
-    """Estimate what ablating each expert does to the loss, from one backward pass over a sample."""
+    """Estimate what ablating each expert does to the loss, from one backward pass over a sample; experts that have a
+    page are also ablated, on the half of it that is held out."""
 
     effect_tokens: int = 40_000
     """Tokens of that sample, split over the domains."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from moescope.analyses.profile import schema
 from moescope.analyses.profile.labels import NOTE, RULES, Rule
+from moescope.analyses.profile.measured import NAME
 from moescope.models.token_text import token_texts
 
 if TYPE_CHECKING:
@@ -276,7 +277,6 @@ class ProfileMaker:
     def _effect(self, at: tuple[int, int]) -> schema.Effect | None:
         if "effect" not in self.arrays:
             return None
-        layer, expert = at
         return schema.Effect(
             method=str(self.attrs["effect_method"]),
             definition=str(self.attrs["effect_definition"]),
@@ -285,15 +285,34 @@ class ProfileMaker:
             ci_low=self._number("effect_ci_low", at),
             ci_high=self._number("effect_ci_high", at),
             num_tokens=int(self.attrs["effect_num_tokens"]),
-            domains=[
-                schema.DomainEffect(
-                    domain=domain,
-                    delta_loss=self._number("effect_by_domain", (layer, place, expert)),
-                    ci_low=self._number("effect_by_domain_ci_low", (layer, place, expert)),
-                    ci_high=self._number("effect_by_domain_ci_high", (layer, place, expert)),
-                )
-                for place, domain in enumerate(self.context.domains)
-            ],
+            domains=self._effects_by_domain("effect", at),
+            measured=self._measured(at),
+        )
+
+    def _effects_by_domain(self, name: str, at: tuple[int, int]) -> list[schema.DomainEffect]:
+        layer, expert = at
+        return [
+            schema.DomainEffect(
+                domain=domain,
+                delta_loss=self._number(f"{name}_by_domain", (layer, place, expert)),
+                ci_low=self._number(f"{name}_by_domain_ci_low", (layer, place, expert)),
+                ci_high=self._number(f"{name}_by_domain_ci_high", (layer, place, expert)),
+            )
+            for place, domain in enumerate(self.context.domains)
+        ]
+
+    def _measured(self, at: tuple[int, int]) -> schema.MeasuredEffect | None:
+        if NAME not in self.arrays or self._number(NAME, at) is None:
+            return None
+        return schema.MeasuredEffect(
+            definition=str(self.attrs[f"{NAME}_definition"]),
+            delta_loss=self._number(NAME, at),
+            ci_low=self._number(f"{NAME}_ci_low", at),
+            ci_high=self._number(f"{NAME}_ci_high", at),
+            estimate=self._number("effect_held_out", at),
+            num_tokens=int(self.attrs[f"{NAME}_num_tokens"]),
+            num_documents=int(self.attrs[f"{NAME}_num_documents"]),
+            domains=self._effects_by_domain(NAME, at),
         )
 
     def _label(self, at: tuple[int, int]) -> schema.StatisticalLabel | None:

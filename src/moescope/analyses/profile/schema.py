@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA_VERSION: Literal["1.0"] = "1.0"
+SCHEMA_VERSION: Literal["1.1"] = "1.1"
 
 Share = float | None
 VISIBLE = "text, with spaces as ␣, line breaks as ↵, what can't be seen as its code point"
@@ -193,6 +193,19 @@ class DomainEffect(_Part):
     ci_high: float | None
 
 
+class MeasuredEffect(_Part):
+    """The same as measured by ablation, on the evaluation half of the documents."""
+
+    definition: str
+    delta_loss: float | None
+    ci_low: float | None
+    ci_high: float | None
+    estimate: float | None = Field(description="the gradient's estimate of it on the same documents")
+    num_tokens: int
+    num_documents: int
+    domains: list[DomainEffect]
+
+
 class Effect(_Part):
     """What ablating it does to the loss: positive where the model is worse off without it."""
 
@@ -204,6 +217,7 @@ class Effect(_Part):
     ci_high: float | None
     num_tokens: int
     domains: list[DomainEffect]
+    measured: MeasuredEffect | None = Field(description="of experts with a page; null: estimated alone")
 
 
 class LabelPart(_Part):
@@ -239,7 +253,7 @@ class StatisticalLabel(_Part):
 class ExpertProfile(_Part):
     """One expert: its sample, the domains and tokens routed to it, its output, its effect when ablated."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.1"] = SCHEMA_VERSION
     moescope_version: str
     model: ModelFacts
     layer: int = Field(description="decoder block's index in the checkpoint, from 0")

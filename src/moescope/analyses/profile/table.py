@@ -254,9 +254,11 @@ def weights_part(weights: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(variables, attrs={f"{name}_measure": measure, f"{name}_definition": definition})
 
 
-def effect_part(atlas: xr.Dataset) -> xr.Dataset:
-    """What ablating each expert does to the loss, over all domains and for each."""
-    variables: dict[str, Any] = {}
+def effect_part(atlas: xr.Dataset, measured: xr.Dataset) -> xr.Dataset:
+    """What ablating each expert does to the loss, over all domains and for each; measured of those with a page."""
+    variables: dict[str, Any] = {str(name): values for name, values in measured.data_vars.items()}
+    held_out = atlas["evaluation_half_delta_loss"]
+    variables["effect_held_out"] = (PAIR, held_out.values[:, 0], dict(held_out.attrs))
     for end in ("", "_ci_low", "_ci_high"):
         of = atlas[f"delta_loss{end}"]
         variables[f"effect{end}"] = (PAIR, of.values[:, 0], dict(of.attrs))
@@ -268,4 +270,4 @@ def effect_part(atlas: xr.Dataset) -> xr.Dataset:
         "effect_units": about["units"],
         "effect_num_tokens": int(atlas["num_tokens"].values[0]),
     }
-    return xr.Dataset(variables, attrs=attrs)
+    return xr.Dataset(variables, attrs=attrs | measured.attrs)

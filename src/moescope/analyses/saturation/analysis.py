@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from moescope.analyses.saturation.options import SaturationOptions
 from moescope.analyses.saturation.table import frame_of, table_of
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import ModelError, MoescopeWarning, UsageError
+from moescope.errors import ModelError, UsageError, unwarned
 from moescope.models import load_model
 from moescope.results import Made, Manifest, Outcome
 from moescope.results.manifest import make_manifest
+from moescope.statistics.provenance import Provenance
 from moescope.statistics.saturation import RouterSaturation, RoutingPair
 
 if TYPE_CHECKING:
@@ -134,17 +135,16 @@ def saturation(
         max_positions=model.max_positions,
         batch_tokens=batch_tokens,
     )
-    statistics = {}
+    statistics: dict[str, RouterSaturation] = {}
     pass_seconds = 0.0
-    with warnings.catch_warnings():
-        for name, checkpoint in zip(names, checkpoints, strict=True):
-            earlier = _load(model, checkpoint, chosen)
-            _check_same_kind(model, earlier, name)
-            pass_started = time.perf_counter()
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        earlier = _load(model, checkpoint, chosen)
+        _check_same_kind(model, earlier, name)
+        pass_started = time.perf_counter()
+        # The same tokens again: the sampler's warnings would be repeated.
+        with unwarned() if statistics else nullcontext():
             statistics[name] = _compare(model, earlier, sampler, chosen, progress)
-            pass_seconds += time.perf_counter() - pass_started
-            # The same tokens again: the sampler's warnings would be repeated.
-            warnings.simplefilter("ignore", MoescopeWarning)
+        pass_seconds += time.perf_counter() - pass_started
     context = Context(
         model=model.info,
         layers=tuple(chosen),
@@ -211,6 +211,8 @@ def _compare(
             )
         if progress is not None:
             progress(batch.tokens.num_tokens)
+    models = {"final": final.info.identity, "checkpoint": checkpoint.info.identity}
+    statistic.provenance = Provenance.of(models, sampler.identity)
     return statistic
 
 

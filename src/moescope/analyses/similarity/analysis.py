@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +16,7 @@ from moescope.analyses.similarity import figures as draw
 from moescope.analyses.similarity.comparing import Comparison, compare
 from moescope.analyses.similarity.options import SimilarityOptions
 from moescope.analyses.similarity.table import BASELINE, estimates, gaps, measures, pair_rows, stacked, summary_rows
-from moescope.errors import MoescopeWarning, UsageError
+from moescope.errors import UsageError, warn
 from moescope.measures.cka import MIN_TOKENS
 from moescope.measures.jackknife import NUM_GROUPS
 from moescope.statistics.samples.inputs import LayerInputs
@@ -138,7 +137,7 @@ class Similarity(SimilarityOptions, Analysis):
         """
         table = statistics[self._key].compute() if self.mode == "routed" else given.measured
         for text in gaps(table, self.ranked_by):
-            warnings.warn(text, MoescopeWarning, stacklevel=2)
+            warn(text, stacklevel=2)
         return table
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import t as student
 
 from moescope.analyses.similarity.comparing import MINIBATCH, Comparison
-from moescope.measures.constants import MIN_DOCUMENTS
-from moescope.measures.jackknife import interval
+from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS
+from moescope.measures.jackknife import NUM_GROUPS, interval
+from moescope.measures.pairs import error_over_documents, error_over_experts, median_of_pairs
 from moescope.statistics.variables import Variable, variable
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 TOP_PAIRS = 20
 BASELINE = "_control"
 """How the names of the random-weight baseline's variables end."""
+MEDIAN_ERROR = "_median_error"
+"""How the names of the median pair's standard errors over documents end."""
 
 DEFINITIONS = {
     "cka": "debiased CKA: unbiased HSIC of two experts' outputs over the root of the product of the HSIC of each with "
@@ -58,6 +62,9 @@ def estimates(compared: Comparison, estimator: str, *, suffix: str = "", interva
             low_EE, high_EE = interval(whole_EE, without_GEE, compared.present_G)
             variables[f"{name}_ci_low"] = _pairwise(low_EE.numpy(), name, f"lower end, {groups}")
             variables[f"{name}_ci_high"] = _pairwise(high_EE.numpy(), name, f"upper end, {groups}")
+            error = error_over_documents(without_GEE.numpy(), compared.present_G.numpy())
+            words = f"standard error over documents of the median pair's {name}; {groups}"
+            variables[f"{name}{MEDIAN_ERROR}"] = variable((), np.array(error), "1", words)
     return xr.Dataset(variables)
 
 
@@ -125,8 +132,30 @@ def summary_rows(table: xr.Dataset, first: str, mode: str) -> pd.DataFrame:
                 low_P = at[f"{measure}_ci_low"].values[i_P, j_P]
                 above_P = low_P[np.isfinite(low_P)] > spread["q95"]
                 row[f"share_above{BASELINE}"] = float(above_P.mean()) if above_P.size else np.nan
+                row |= _excess(at, measure)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _excess(at: xr.Dataset, measure: str) -> dict[str, float]:
+    """By how much the median pair of one layer exceeds that of the baseline, with interval and one-sided p-value.
+
+    Its variance is that over documents, plus that over experts of each of the two: with other experts, or other random
+    weights, the medians would be others. Student's t with the degrees of freedom of the fewest groups.
+    """
+    own_EE, baseline_EE = at[measure].values, at[measure + BASELINE].values
+    excess = median_of_pairs(own_EE) - median_of_pairs(baseline_EE)
+    errors = [float(at[measure + MEDIAN_ERROR]), error_over_experts(own_EE), error_over_experts(baseline_EE)]
+    error = float(np.sqrt(np.sum(np.square(errors))))
+    degrees = min(NUM_GROUPS, len(own_EE)) - 1
+    reach = float(student.ppf((1 + COVERAGE) / 2, degrees)) * error if degrees else np.nan
+    p_value = float(student.sf(excess / error, degrees)) if error > 0 and degrees else np.nan
+    return {
+        "median_excess": excess,
+        "median_excess_ci_low": excess - reach,
+        "median_excess_ci_high": excess + reach,
+        "median_excess_p_value": p_value,
+    }
 
 
 def pair_rows(table: xr.Dataset, first: str) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, get_args
@@ -12,7 +11,7 @@ from moescope.analyses.vocabulary.dependence import dependence, dependence_frame
 from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.analyses.vocabulary.table import MIN_COUNT, SELECTION_HALF, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 from moescope.statistics.tokens import Reading, TokenUsage
 
@@ -74,10 +73,9 @@ class Vocabulary(Analysis):
             for r, top1, half in wanted[num_counted:]
         ]
         if left_out:
-            warnings.warn(
+            warn(
                 f"{len(left_out)} of {len(wanted)} vocabulary readings are left out ({'; '.join(left_out)}): each "
                 f"takes {num_bytes / 2**30:.1f} GiB for {len(context.layers)} layers; choose fewer `layers`",
-                MoescopeWarning,
                 stacklevel=2,
             )
         statistics: dict[str, Statistic] = {**routed_tokens(context)}

@@ -6,7 +6,6 @@ outputs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,10 +15,11 @@ import xarray as xr
 
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.weights import figures as draw
+from moescope.analyses.weights.duplicates import duplicate_rows, output_table
 from moescope.analyses.weights.matching import Neurons
 from moescope.analyses.weights.options import WeightsOptions
 from moescope.analyses.weights.table import expert_rows, layer_table, leading, pair_rows, stacked, summary_rows
-from moescope.errors import MoescopeWarning
+from moescope.errors import warn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,10 +52,9 @@ class Weights(WeightsOptions, Analysis):
         matched = self._num_pairs(context)
         all_pairs = model.num_experts * (model.num_experts - 1) // 2
         if matched < all_pairs and self.pairs is None:
-            warnings.warn(
+            warn(
                 f"hidden neurons are matched in a random sample of {matched:,} of the {all_pairs:,} pairs of experts "
                 "of each layer, since all would take long; `pairs` sets the number",
-                MoescopeWarning,
                 stacklevel=2,
             )
         by_layer = []
@@ -63,7 +62,11 @@ class Weights(WeightsOptions, Analysis):
             weights = model.expert_weights(layer)
             router_EM = None if weights.router_EM is None else weights.router_EM.float()
             seed = context.seed + 1_000_003 * layer
-            by_layer.append(layer_table(Neurons.of(weights), router_EM, matched, seed=seed))
+            by_layer.append(
+                layer_table(Neurons.of(weights), router_EM, matched, seed=seed).merge(
+                    output_table(model, layer, seed=seed)
+                )
+            )
         return stacked(by_layer, list(context.layers))
 
     def _num_pairs(self, context: Context) -> int:
@@ -78,18 +81,25 @@ class Weights(WeightsOptions, Analysis):
         By `layer, expert, other_expert`: X_cosine; X_matched_cosine of matrices, NaN where a pair was not matched. By
         `layer, expert`: X_norm; X_effective_rank of matrices. By `layer, component`: X_singular_value, the mean over
         experts, with `_low` and `_high`. The same with `_control` for random directions with matched norms, of matrices
-        for a few experts or pairs of them only (`control_expert`, `control_pair`). By `layer`: num_pairs_matched. A
+        for a few experts or pairs of them only (`control_expert`, `control_pair`). What experts give for random
+        inputs: `output_distance` by pair, `random_input_output_norm` and `silent` by expert. By `layer`:
+        num_pairs_matched. A
         family without gates has no gate, one whose router is no linear map no router.
         """
         table: xr.Dataset = given.measured
         return table
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
-        """`weights`: a row per layer, matrix and measure; `weights_experts`; `weights_pairs`, the most similar."""
+        """`weights`: a row per layer, matrix and measure; `weights_experts`; `weights_pairs`, the most similar.
+
+        `weights_duplicates`: pairs that compute the same, where there are any.
+        """
+        duplicates = duplicate_rows(table)
         return {
             "weights": summary_rows(table),
             "weights_experts": expert_rows(table),
             "weights_pairs": pair_rows(table),
+            **({} if duplicates.empty else {"weights_duplicates": duplicates}),
         }
 
     def arrays(self, table: xr.Dataset, context: Context) -> dict[str, dict[str, NDArray]]:

@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from scipy.stats import t as student
 
 from moescope.analyses.weights.matching import JOINED, Neurons, cosines_of_rows, effective_rank
+from moescope.measures.constants import COVERAGE
+from moescope.measures.pairs import error_over_experts, median_of_pairs
 from moescope.statistics.variables import Variable, variable
 
 if TYPE_CHECKING:
@@ -171,8 +174,32 @@ def summary_rows(table: xr.Dataset) -> pd.DataFrame:
                     for values in (at[name], at[name + BASELINE])
                 )
                 row = {"layer": layer, "matrix": matrix, "measure": measure, **sizes, **own}
-                rows.append(row | {key + BASELINE: value for key, value in random.items()})
+                row |= {key + BASELINE: value for key, value in random.items()}
+                rows.append(row | (_excess(at, name) if (matrix, measure) == (JOINED, "matched_cosine") else {}))
     return pd.DataFrame(rows)
+
+
+def _excess(at: xr.Dataset, name: str) -> dict[str, float]:
+    """By how much the median pair exceeds that of random directions, with interval and one-sided p-value over experts.
+
+    The variances over experts of both add; Student's t with the degrees of freedom of the fewer experts.
+    """
+    control_P = at[name + BASELINE].values
+    num_control = at.sizes["control_expert"]
+    control_EE = np.full((num_control, num_control), np.nan)
+    i_P, j_P = np.triu_indices(num_control, 1)
+    control_EE[i_P, j_P] = control_EE[j_P, i_P] = control_P
+    own_EE = at[name].values
+    excess = median_of_pairs(own_EE) - median_of_pairs(control_EE)
+    error = float(np.hypot(error_over_experts(own_EE), error_over_experts(control_EE)))
+    degrees = num_control - 1
+    reach = float(student.ppf((1 + COVERAGE) / 2, degrees)) * error if degrees else np.nan
+    return {
+        "median_excess": excess,
+        "median_excess_ci_low": excess - reach,
+        "median_excess_ci_high": excess + reach,
+        "median_excess_p_value": float(student.sf(excess / error, degrees)) if error > 0 and degrees else np.nan,
+    }
 
 
 def expert_rows(table: xr.Dataset) -> pd.DataFrame:

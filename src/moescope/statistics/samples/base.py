@@ -44,6 +44,9 @@ class Sample(Statistic[Record]):
         self._merge_places({name: other.state[name].to(self.device) for name in self._places})
         return self
 
+    def _sums(self) -> list[Tensor]:
+        return [tensor for name, tensor in self.state.items() if name not in self._places]
+
     @abstractmethod
     def _merge_places(self, others: Mapping[str, Tensor]) -> None:
         """Takes in another's places, by their names in the state."""
