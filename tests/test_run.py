@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import sys
-import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from moescope.analyses import registry
 from moescope.analyses.base import Analysis, Given
 from moescope.context import Context
 from moescope.corpora import Sampler
-from moescope.errors import AnalysisFailed, EnvironmentFailure, MoescopeWarning, ResultsError, UsageError
+from moescope.errors import AnalysisFailed, EnvironmentFailure, MoescopeWarning, ResultsError, UsageError, warn
 from moescope.models import load_model
 from moescope.results import ResultsFolder, writing
 from tests.analyses.runs import WORDS, small_corpus, tiny_model
@@ -77,14 +76,19 @@ def test_counts_and_entropies_equal_a_plain_loop(family, batch_tokens, corpus, t
             assert float(cell["entropy_std"]) == pytest.approx(np.std(values), abs=1e-5)
 
 
-def test_one_domain_is_left_out_of_what_compares_domains(model, corpus):
-    one = corpus.first(1)
-    others = [name for name in registry.names() if name not in ("usage", "entropy")]
-    run = moescope.capture(model, one, num_tokens=300, skip=others)
-    assert list(run.tables) == ["entropy"]
-    assert [note for note in run.manifest.notes if note.startswith("usage was left out: ") and "1 domain" in note]
-    with pytest.raises(UsageError, match="usage compares domains"):
-        moescope.capture(model, one, ["usage"], 300)
+def test_one_domain_has_usage_without_what_compares_domains(model, corpus):
+    run = moescope.capture(model, corpus.first(1), ["usage", "entropy"], 300)
+    assert [note for note in run.manifest.notes if note.startswith("usage: ") and "one domain" in note]
+    assert set(run.frames) == {"usage", "usage_load", "router_entropy"}
+    assert set(run.figures) >= {"usage_frequency", "usage_load"}
+    assert not {"usage_specialization", "usage_information", "usage_divergence"} & set(run.figures)
+    assert run.frames["usage"]["lift"].isna().all()
+    table = run.tables["usage"]
+    compared = [name for name in table.data_vars if "information" in name or "divergence" in name or "lift" in name]
+    assert len(compared) > 10
+    assert all(table[name].isnull().all() for name in compared)
+    counts = table["num_selected"].values[:, 0]
+    assert (table["max_violation_all"].values == counts.max(axis=1) / counts.mean(axis=1) - 1).all()
 
 
 def test_one_layer_has_no_paths_and_it_is_said(model, corpus):
@@ -112,7 +116,7 @@ class Doubtful(Analysis):
 
     def table(self, statistics, context, given=Given()):
         self.times += 1
-        warnings.warn("expert 3 is odd", MoescopeWarning, stacklevel=2)
+        warn("expert 3 is odd")
         if self.fails:
             raise ValueError("too odd")
         return xr.Dataset({"oddness": ("layer", [1.0])}, coords={"layer": [0]}, attrs={"measured": given.measured})
@@ -207,11 +211,11 @@ def test_what_a_run_leaves_behind(model, corpus, tmp_path):
     assert manifest["peak_memory_bytes"] > 10**7
 
     for name, statistic in run.statistics.items():
-        kind = getattr(moescope.statistics, type(statistic).__name__)
-        loaded, addend = (kind.load(first / "state" / f"{name}.safetensors") for _ in range(2))
+        kind = type(statistic)
+        loaded, again = (kind.load(first / "state" / f"{name}.safetensors") for _ in range(2))
         assert loaded.compute().equals(statistic.compute())
-        doubled = loaded.merge(addend).compute()
-        assert (doubled["num_tokens"] == 2 * statistic.compute()["num_tokens"]).all()
+        with pytest.raises(UsageError, match="it would count twice"):
+            loaded.merge(again)
 
     with pytest.raises(ResultsError, match="exists already"):
         run.save(first)
@@ -281,7 +285,7 @@ def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch
 
 
 def test_figures_are_drawn_where_there_can_be_no_other_processes(tmp_path, monkeypatch):
-    def refused(max_workers):
+    def refused(max_workers, **_):
         raise OSError(errno.ENOSYS, "no semaphores")
 
     monkeypatch.setattr(loky, "cpu_count", lambda: 2)

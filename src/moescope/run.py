@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
-from moescope.analyses.base import Analysis, Given
+from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
+from moescope.analyses.sizes import check_memory
 from moescope.arguments import check_types
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
 from moescope.one_pass import feed
-from moescope.results import Made, Manifest, Outcome, Results
+from moescope.results import Made, Manifest, Outcome, Part, Results
 from moescope.results.manifest import make_manifest
+from moescope.results.writing import failure
 from moescope.statistics.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class Run(Outcome):
     statistics: dict[str, Statistic[Any]]
     made: dict[str, xr.Dataset]
     manifest: Manifest
+    _rows_made: dict[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def tables(self) -> Mapping[str, xr.Dataset]:
@@ -61,36 +64,52 @@ class Run(Outcome):
     @cached_property
     def frames(self) -> Mapping[str, pd.DataFrame]:
         """The tables as rows, by file name without suffix."""
-        return {
-            name: frame
-            for analysis, table in self._answered()
-            for name, frame in analysis.frames(table, self.context).items()
-        }
+        return {name: frame for question in self.made for name, frame in self._rows(question).items()}
 
     @cached_property
     def figures(self) -> Mapping[str, Figure]:
         """Figures by file name without suffix, each drawn when it is asked for."""
-        return Made(
-            dict(drawing for analysis, table in self._answered() for drawing in analysis.figures(table, self.context))
-        )
+        return Made(dict(drawing for question in self.made for drawing in self._drawings(question)))
 
     @property
     def arrays(self) -> Mapping[str, Mapping[str, np.ndarray]]:
         """Matrices of experts by experts and the like, by file name without suffix."""
-        return {
-            name: arrays
-            for analysis, table in self._answered()
-            for name, arrays in analysis.arrays(table, self.context).items()
-        }
+        return {name: arrays for question in self.made for name, arrays in self._arrays(question).items()}
 
     @property
     def files(self) -> Mapping[str, str]:
         """Text files, by path inside the results folder; findings and facts are among them."""
-        texts = dict(file for analysis, table in self._answered() for file in analysis.files(table, self.context))
+        return dict(file for question in self.made for file in self._texts(question)) | self._said()
+
+    def parts(self) -> Iterator[Part]:
+        """Each question, and what is said of all of them after them."""
+        for question in self.made:
+            yield Part(
+                question,
+                partial(self._rows, question),
+                partial(self._arrays, question),
+                lambda question=question: dict(self._texts(question)),  # type: ignore[misc]
+                lambda question=question: Made(dict(self._drawings(question))),  # type: ignore[misc]
+            )
+        yield Part("findings", files=self._said)
+
+    def _rows(self, question: str) -> Mapping[str, pd.DataFrame]:
+        if question not in self._rows_made:
+            self._rows_made[question] = self.analyses[question].frames(self.made[question], self.context)
+        return self._rows_made[question]
+
+    def _arrays(self, question: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+        return self.analyses[question].arrays(self.made[question], self.context)
+
+    def _texts(self, question: str) -> Iterator[tuple[str, str]]:
+        return self.analyses[question].files(self.made[question], self.context)
+
+    def _drawings(self, question: str) -> Iterator[Drawing]:
+        return self.analyses[question].figures(self.made[question], self.context)
+
+    def _said(self) -> dict[str, str]:
         said = {FINDINGS: as_records(self.findings), FACTS: as_records(self.facts)}
-        return texts | {
-            name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()
-        }
+        return {name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()}
 
     @property
     def state(self) -> Mapping[str, Statistic[Any]]:
@@ -106,9 +125,6 @@ class Run(Outcome):
     def facts(self) -> list[Fact]:
         """Levels of numbers in the run's sample, in sentences computed from its tables."""
         return facts(Results(Path(), self.manifest, dict(self.frames)))
-
-    def _answered(self) -> Iterator[tuple[Analysis, xr.Dataset]]:
-        return ((self.analyses[name], table) for name, table in self.made.items())
 
 
 def capture(
@@ -154,6 +170,7 @@ def capture(
 
     Raises:
         UsageError: An analysis, layer or number that does not exist or makes no sense, each with a remedy.
+        EnvironmentFailure: The counts and samples do not fit into memory; nothing was read.
         AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
@@ -169,8 +186,8 @@ def capture(
     context = Context(
         model=model.info,
         layers=tuple(chosen),
-        domains=corpus.domains if corpus is not None else (),
-        groups=corpus.groups if corpus is not None else {},
+        domains=corpus.labels if corpus is not None else (),
+        groups=corpus.label_groups if corpus is not None else {},
         corpus_name=corpus.name if corpus is not None else "",
         num_tokens=num_tokens if corpus is not None else 0,
         seed=seed,
@@ -180,6 +197,9 @@ def capture(
     notes: list[str] = []
     with noted(notes):
         asked = _asked(analyses, skip, context, notes)
+    if context.domains:
+        check_memory(asked.values(), context)
+    with noted(notes):
         steps, by = _steps(asked.values(), context)
         statistics = _statistics(steps, context)
     sampler = None
@@ -225,9 +245,18 @@ def capture(
     made = {name: answers.tables[by[analysis]] for name, analysis in asked.items() if by[analysis] in answers.tables}
     for entry in registry.entries("joint"):
         joint = registry.find(entry.name)
-        table = joint.table({}, context, Given(tables=made))
+        try:
+            table = joint.table({}, context, Given(tables=made))
+        except Exception as why:
+            asked[entry.name], answers.failed[joint] = joint, why
+            continue
         if table.data_vars and entry.name not in skip:
             asked[entry.name], made[entry.name] = joint, table
+    failed = {
+        name: error
+        for name, analysis in asked.items()
+        if (error := answers.failed.get(by.get(analysis, analysis))) is not None
+    }
     manifest = make_manifest(
         context,
         command=command,
@@ -236,15 +265,15 @@ def capture(
         corpus=corpus,
         sampler=sampler,
         notes=notes,
+        failures=[failure(name, error) for name, error in failed.items()],
         pass_seconds=pass_seconds,
         total_seconds=time.perf_counter() - started,
     )
     run = Run(context, {name: asked[name] for name in made}, statistics, made, manifest)
-    for name, analysis in asked.items():
-        if (error := answers.failed.get(by.get(analysis, analysis))) is not None:
-            if not made:
-                raise error
-            raise AnalysisFailed(name, error, run) from error
+    for name, error in failed.items():
+        if not made and (not statistics or isinstance(error, UsageError)):
+            raise error
+        raise AnalysisFailed(name, error, run) from error
     return run
 
 

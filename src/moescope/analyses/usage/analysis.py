@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -19,12 +20,21 @@ if TYPE_CHECKING:
 
     from moescope.statistics.base import Statistic
 
+_COMPARING = re.compile("divergence|information|domain_entropy")
+
 
 class Usage(Analysis):
     """Counts of selected experts by layer and domain, and the measures made of them."""
 
     name: ClassVar[str] = "usage"
-    min_domains: ClassVar[int] = 2
+
+    def left_out(self, context: Context) -> Iterator[str]:
+        """What compares domains, where there is one."""
+        if len(context.domains) == 1:
+            yield (
+                f"usage: lift, specialists, divergence and information about the domain are left out: the corpus has "
+                f"one domain ({context.domains[0]}), and they compare domains"
+            )
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """The counts with their replicates, and whole documents with the experts their tokens selected."""
@@ -49,17 +59,26 @@ class Usage(Analysis):
         table = statistics["usage"].compute().assign_attrs(scoring=context.model.scoring)
         documents = statistics["routed_tokens"]
         assert isinstance(documents, RoutedTokens)
+        if not self._compares(table):
+            # With one domain these are 0 whatever the router does.
+            empty = {name: table[name].where(False) for name in table.data_vars if _COMPARING.search(str(name))}
+            return table.assign(empty)
         return table.assign(set_information(documents.sample(), len(context.domains), context.seed).data_vars)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
         """`usage`, `usage_load`, `usage_divergence`, `usage_information`, and the top experts in `specialists`."""
-        return {
-            "usage": rows.usage_frame(table),
-            "usage_load": rows.load_frame(table),
+        always = {"usage": rows.usage_frame(table), "usage_load": rows.load_frame(table)}
+        if not self._compares(table):
+            return always
+        return always | {
             "usage_divergence": rows.divergence_frame(table),
             "usage_information": rows.information_frame(table),
             "specialists": rows.specialists_frame(table),
         }
+
+    def _compares(self, table: xr.Dataset) -> bool:
+        """Whether there are domains to compare."""
+        return table.sizes["domain"] > 1
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """Frequencies, load, specialization by domain, the top specialists, information and divergence with nulls."""
@@ -67,6 +86,8 @@ class Usage(Analysis):
 
         yield "usage_frequency", partial(draw.frequency, table, context)
         yield "usage_load", partial(draw.load, table, context)
+        if not self._compares(table):
+            return
         yield "usage_specialization", partial(draw.specialization, table, context)
         yield "usage_specialists", partial(draw.specialists, table, context)
         yield "usage_information", partial(draw.information, table, context)
