@@ -19,11 +19,11 @@ Numbers = NDArray[Any]
 """Counts, or sums of reals."""
 
 
-def ratio(numerator: Numbers, denominator: Numbers) -> Floats:
+def ratio(numerator: Numbers | float, denominator: Numbers | float) -> Floats:
     """`numerator / denominator` in float64, NaN where the denominator is 0."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    quotient = np.full(numerator.shape, np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    above, below = np.broadcast_arrays(np.asarray(numerator), np.asarray(denominator))
+    quotient = np.full(above.shape, np.nan)
+    np.divide(above, below, out=quotient, where=below != 0)
     return quotient
 
 

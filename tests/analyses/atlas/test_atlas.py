@@ -15,6 +15,7 @@ from moescope.analyses.registry import find
 from moescope.errors import UsageError
 from moescope.interventions.ablation import Ablation
 from moescope.interventions.document_effects import measure_ablations, measure_first_order
+from moescope.measures.constants import MIN_DOCUMENTS
 from moescope.measures.resampling import halves
 from moescope.models import load_model
 from tests.analyses.runs import small_corpus, tiny_model
@@ -73,8 +74,9 @@ def test_every_cell_is_the_mean_over_the_domains_predicted_tokens(run, frames, d
                 if row["num_selected"]:
                     assert row["delta_loss_routed"] == pytest.approx(total / row["num_selected"], abs=1e-5)
                 known = np.isfinite(row["ci_low"])
-                assert not known or (row["num_documents"] >= 8 and row["effective_documents"] >= 3)
-                assert known or row["num_documents"] < 8 or row["effective_documents"] < 5
+                assert known or row["num_documents"] < MIN_DOCUMENTS or row["effective_documents"] < 5
+                assert not known or (row["num_documents"] >= MIN_DOCUMENTS and row["effective_documents"] >= 3)
+                assert known == np.isfinite(row["p_value"])
                 assert not (row["ci_low"] > row["delta_loss"] or row["delta_loss"] > row["ci_high"])
 
 
