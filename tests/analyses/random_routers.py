@@ -120,7 +120,5 @@ def findings(seed: int, preferences: Preferences, *, num_domains: int = 4, per: 
     frames = {}
     for analysis, statistics in zip(analyses, asked, strict=True):
         frames |= analysis.frames(analysis.table({key: shared[key] for key in statistics}, context), context)
-    if "lift_p_value" not in frames["specialists"]:
-        frames["specialists"]["lift_p_value"] = np.nan
     facts = {"num_experts": NUM_EXPERTS, "num_experts_per_token": NUM_SELECTED, "layers": list(LAYERS)}
     return find(Results(Path("nowhere"), manifest(**facts), given=frames))

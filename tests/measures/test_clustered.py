@@ -8,13 +8,8 @@ import pytest
 from scipy.stats import binom
 from scipy.stats import t as student
 
-from moescope.measures.clustered import (
-    MIN_CLUSTERS,
-    clustered_mean,
-    not_distinguishable,
-    not_distinguishable_groups,
-    summarized,
-)
+from moescope.measures.clustered import clustered_mean, not_distinguishable, not_distinguishable_groups, summarized
+from moescope.measures.constants import MIN_DOCUMENTS
 
 
 def clustered(seed: int, num_documents: int = 40, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +82,10 @@ def test_intervals_of_clustered_scores_cover_their_mean():
 
 def test_too_few_documents_have_no_test():
     scores_N = np.arange(100.0)
-    few = clustered_mean(scores_N, np.arange(100) % (MIN_CLUSTERS - 1))
-    assert (few.mean, few.num_documents) == (49.5, MIN_CLUSTERS - 1)
+    few = clustered_mean(scores_N, np.arange(100) % (MIN_DOCUMENTS - 1))
+    assert (few.mean, few.num_documents) == (49.5, MIN_DOCUMENTS - 1)
     assert math.isnan(few.standard_error) and math.isnan(few.p_value()) and np.isnan(few.interval).all()
-    enough = clustered_mean(scores_N, np.arange(100) % MIN_CLUSTERS)
+    enough = clustered_mean(scores_N, np.arange(100) % MIN_DOCUMENTS)
     assert 0 <= enough.p_value() < 1e-6
     # Twenty documents, of which one has nearly all tokens.
     long = clustered_mean(np.arange(1019.0), np.concatenate([np.zeros(1000, int), np.arange(1, 20)]))
@@ -164,9 +159,9 @@ def test_ties_of_groups_that_are_exact_or_unknown():
         # A difference without any spread is one.
         flat_RG = np.array([[2.0], [1.0], [2.0]]) * tokens_RG[:3]
         assert not_distinguishable_groups(flat_RG, tokens_RG[:3]).tolist() == [True, False, True]
-        few = np.arange(20) < MIN_CLUSTERS - 1
+        few = np.arange(20) < MIN_DOCUMENTS - 1
         assert not_distinguishable_groups(sums_RG[:3] * few, tokens_RG[:3] * few).all()
-        enough = np.arange(20) < MIN_CLUSTERS
+        enough = np.arange(20) < MIN_DOCUMENTS
         assert not not_distinguishable_groups(sums_RG[:3] * enough, tokens_RG[:3] * enough)[1]
 
 

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from moescope.analyses import registry
-from moescope.measures.clustered import MIN_CLUSTERS, MIN_EFFECTIVE
-from moescope.measures.constants import ALL, COVERAGE
+from moescope.measures.constants import ALL, COVERAGE, MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS
 from moescope.measures.multiple import holm
 from moescope.results.text import number, percent
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 Verdict = Literal["shown", "not shown", "not testable"]
 MOST_NAMED = 8
 NEEDED = (
-    f"A test needs at least {MIN_CLUSTERS} documents in each half, and an effective number of {MIN_EFFECTIVE:.0f} "
-    "(long documents count for more than short ones)."
+    f"A test needs at least {MIN_DOCUMENTS} documents in each half, and an effective number of "
+    f"{MIN_EFFECTIVE_DOCUMENTS} (long documents count for more than short ones)."
 )
 
 

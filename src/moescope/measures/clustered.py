@@ -23,11 +23,6 @@ from moescope.measures.constants import COVERAGE, MIN_DOCUMENTS, MIN_EFFECTIVE_D
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MIN_CLUSTERS = MIN_DOCUMENTS
-"""Fewest documents for an interval or a test."""
-MIN_EFFECTIVE = float(MIN_EFFECTIVE_DOCUMENTS)
-"""Fewest effective documents."""
-
 
 @dataclass(frozen=True)
 class ClusteredMean:
@@ -35,7 +30,7 @@ class ClusteredMean:
 
     Attributes:
         mean: `m`.
-        standard_error: Of `m`; NaN for fewer than `MIN_CLUSTERS` documents, or `MIN_EFFECTIVE` effective ones.
+        standard_error: Of `m`; NaN under `MIN_DOCUMENTS` documents or `MIN_EFFECTIVE_DOCUMENTS` effective ones.
         num_documents: n.
         effective_documents: `n_eff`.
         degrees_of_freedom: `ν - 1`.
@@ -79,7 +74,7 @@ def clustered_mean(scores_N: Floats, documents_N: Ints, *, num_margins: int = 1)
     deviations_B = np.bincount(documents_N, weights=scores_N) - mean * lengths_B
     count, effective = len(lengths_B), float(lengths_B.sum() ** 2 / (lengths_B**2).sum())
     error = float("nan")
-    if count >= MIN_CLUSTERS and effective >= MIN_EFFECTIVE:
+    if count >= MIN_DOCUMENTS and effective >= MIN_EFFECTIVE_DOCUMENTS:
         deviations_B /= (1 - lengths_B / lengths_B.sum()) ** num_margins
         error = float(np.sqrt((count - 1) / count * (deviations_B**2).sum()) / lengths_B.sum())
     degrees = float((lengths_B**2).sum() ** 2 / (lengths_B**4).sum()) - 1
@@ -112,7 +107,7 @@ def not_distinguishable_groups(sums_RG: Floats, tokens_RG: Ints) -> NDArray[np.b
         tokens_RG: Those tokens.
 
     Returns:
-        Of each row; True for the highest, for rows without tokens, and for all where fewer than `MIN_CLUSTERS` groups
+        Of each row; True for the highest, for rows without tokens, and for all where fewer than `MIN_DOCUMENTS` groups
         hold anything.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -127,7 +122,7 @@ def not_distinguishable_groups(sums_RG: Floats, tokens_RG: Ints) -> NDArray[np.b
         present_G = (tokens_RG[best] > 0) | (tokens_RG[row] > 0)
         count = int(present_G.sum())
         differences = (without_RG[best] - without_RG[row])[present_G]
-        if row == best or count < MIN_CLUSTERS or not np.isfinite(differences).all():
+        if row == best or count < MIN_DOCUMENTS or not np.isfinite(differences).all():
             continue
         error = np.sqrt((count - 1) / count * ((differences - differences.mean()) ** 2).sum())
         difference = mean_R[best] - mean_R[row]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from moescope.analyses.usage.set_information import set_information
-from moescope.measures.clustered import MIN_CLUSTERS
+from moescope.measures.constants import MIN_DOCUMENTS
 from tests.analyses.random_routers import LAYERS, NUM_EXPERTS, NUM_SELECTED, per_document, per_domain, per_token, routed
 
 
@@ -90,7 +90,7 @@ def test_too_few_documents_or_one_domain_are_not_tested(half):
         assert bool(table["set_information_tied"].any()) == known.pop()
         return not np.isfinite(values[0]).any()
 
-    assert untested(first(MIN_CLUSTERS - 1)) and untested(first(0))
+    assert untested(first(MIN_DOCUMENTS - 1)) and untested(first(0))
     assert not untested(sample)
     assert untested(only_documents(sample, lambda s: (s.halves_N != half) | (s.domain_ids_N == 2)))
 

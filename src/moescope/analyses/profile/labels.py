@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from moescope.measures.clustered import MIN_CLUSTERS, MIN_EFFECTIVE
-from moescope.measures.constants import MIN_DOCUMENTS
+from moescope.measures.constants import MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS
 from moescope.measures.resampling import poisson_weights
 from moescope.measures.usage import ratio, replicate_range
 from moescope.statistics.samples.tokens import SampledTokens
@@ -325,6 +324,6 @@ def _p_values(
     with np.errstate(divide="ignore", invalid="ignore"):
         error_E = np.sqrt(documents_E / (documents_E - 1) * (influence_BE**2).sum(axis=0))
         p_E = student.sf((value_E - CHANCE) / error_E, effective_E - 1)
-    enough_E = (documents_E >= MIN_CLUSTERS) & (effective_E >= MIN_EFFECTIVE)
+    enough_E = (documents_E >= MIN_DOCUMENTS) & (effective_E >= MIN_EFFECTIVE_DOCUMENTS)
     known_E: NDArray[np.float64] = np.where(enough_E, p_E, np.nan)
     return known_E
