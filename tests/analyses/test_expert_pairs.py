@@ -61,7 +61,7 @@ def frames(run: Run) -> Mapping[str, pd.DataFrame]:
 
 def test_files_have_the_names_of_their_analysis(run: Run, frames: Mapping[str, pd.DataFrame]) -> None:
     assert set(frames) == {
-        *("vocabulary", "vocabulary_top_tokens", "overlap", "overlap_pairs"),
+        *("vocabulary", "vocabulary_dependence", "vocabulary_top_tokens", "overlap", "overlap_pairs"),
         *("coactivation", "coactivation_pairs", "paths", "paths_top"),
     }
     assert set(run.arrays) == {"overlap", "coactivation", "paths"}
