@@ -21,6 +21,7 @@ FLOORS = [
     ("interventions",),
     ("analyses",),
     ("run",),
+    ("units",),
     ("report",),
     ("cli",),
 ]

@@ -213,7 +213,7 @@ def test_what_is_no_results_folder_is_refused(tmp_path):
     with pytest.raises(ResultsError, match="no results folder"):
         render(tmp_path)
     (tmp_path / "manifest.json").write_text('{"command": 3}')
-    with pytest.raises(ResultsError, match="cannot be read"):
+    with pytest.raises(ResultsError, match="is no manifest of moescope"):
         Results.read(tmp_path)
 
 
