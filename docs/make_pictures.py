@@ -2,8 +2,9 @@
 
     python docs/make_pictures.py
 
-Each PNG holds the hash of the weights it was drawn from; `tests/architecture/test_pictures.py` fails when they are no longer those of
-the package. The picture of router saturation needs the checkpoints of the training run: see `training/card.py`.
+Each PNG holds the hash of the weights it was drawn from; `tests/architecture/test_pictures.py` fails when they are no
+longer those of the package. The picture of router saturation needs the checkpoints of the training run: see
+`training/card.py`.
 """
 
 from __future__ import annotations

@@ -76,14 +76,19 @@ def test_counts_and_entropies_equal_a_plain_loop(family, batch_tokens, corpus, t
             assert float(cell["entropy_std"]) == pytest.approx(np.std(values), abs=1e-5)
 
 
-def test_one_domain_is_left_out_of_what_compares_domains(model, corpus):
-    one = corpus.first(1)
-    others = [name for name in registry.names() if name not in ("usage", "entropy")]
-    run = moescope.capture(model, one, num_tokens=300, skip=others)
-    assert list(run.tables) == ["entropy"]
-    assert [note for note in run.manifest.notes if note.startswith("usage was left out: ") and "1 domain" in note]
-    with pytest.raises(UsageError, match="usage compares domains"):
-        moescope.capture(model, one, ["usage"], 300)
+def test_one_domain_has_usage_without_what_compares_domains(model, corpus):
+    run = moescope.capture(model, corpus.first(1), ["usage", "entropy"], 300)
+    assert [note for note in run.manifest.notes if note.startswith("usage: ") and "one domain" in note]
+    assert set(run.frames) == {"usage", "usage_load", "router_entropy"}
+    assert set(run.figures) >= {"usage_frequency", "usage_load"}
+    assert not {"usage_specialization", "usage_information", "usage_divergence"} & set(run.figures)
+    assert run.frames["usage"]["lift"].isna().all()
+    table = run.tables["usage"]
+    compared = [name for name in table.data_vars if "information" in name or "divergence" in name or "lift" in name]
+    assert len(compared) > 10
+    assert all(table[name].isnull().all() for name in compared)
+    counts = table["num_selected"].values[:, 0]
+    assert (table["max_violation_all"].values == counts.max(axis=1) / counts.mean(axis=1) - 1).all()
 
 
 def test_one_layer_has_no_paths_and_it_is_said(model, corpus):
@@ -280,7 +285,7 @@ def test_figures_whose_process_ends_are_drawn_all_the_same(tmp_path, monkeypatch
 
 
 def test_figures_are_drawn_where_there_can_be_no_other_processes(tmp_path, monkeypatch):
-    def refused(max_workers):
+    def refused(max_workers, **_):
         raise OSError(errno.ENOSYS, "no semaphores")
 
     monkeypatch.setattr(loky, "cpu_count", lambda: 2)

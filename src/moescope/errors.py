@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 _MOST_SHOWN = 60
 """Characters of a value that a message quotes."""
+
+
+MOST_FAILURES_NAMED = 5
 
 
 class MoescopeError(Exception):
@@ -77,6 +81,25 @@ class AnalysisFailed(MoescopeError):
         self.run = run
         self.exit_code = error.exit_code if isinstance(error, MoescopeError) else 1
         super().__init__(f"{name} failed: {getattr(error, 'found', None) or f'{type(error).__name__}: {error}'}")
+
+
+class IncompleteResults(MoescopeError):
+    """Something of a finished run could not be made; the rest is in its results folder. Exit code 1.
+
+    Args:
+        path: The folder.
+        failures: What could not be made, and why.
+    """
+
+    def __init__(self, path: Path, failures: Sequence[str]) -> None:
+        self.path = path
+        self.failures = list(failures)
+        more = len(failures) - MOST_FAILURES_NAMED
+        said = "; ".join(failures[:MOST_FAILURES_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        super().__init__(
+            f"could not be made: {said}",
+            remedy=f"everything else is in {path}, whose failures.txt has the details",
+        )
 
 
 def at_least(minimum: float, **given: float | None) -> None:

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 
 import moescope
-from moescope.analyses.vocabulary import analysis as vocabulary
 from moescope.corpora import Corpus
 from moescope.models import MoEModel
 from moescope.records import Routing
 from moescope.run import Run
+from moescope.statistics import type_counts
 from tests.analyses.runs import NUM_TOKENS, routings_of, small_corpus, tiny_model
 from tests.figures.drawing import undrawn
 
@@ -198,12 +198,17 @@ def test_one_expert_per_token_has_no_pairs_and_no_second_ranks(tmp_path: Path) -
         figure.savefig(tmp_path / f"{name}.png", dpi=40)
 
 
-def test_too_large_a_vocabulary_leaves_readings_out_with_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    each = len(LAYERS) * run.context.model.vocab_size * 8 * 4
-    monkeypatch.setattr(vocabulary, "MOST_BYTES", 4 * each)
-    with pytest.warns(moescope.errors.MoescopeWarning, match="2 of 6 vocabulary readings are left out"):
-        statistics = vocabulary.Vocabulary().statistics(run.context)
-    assert list(statistics) == ["tokens_input", "tokens_predicted", "tokens_next", "tokens_input_top1"]
+def test_a_vocabulary_too_large_for_memory_is_pooled_with_a_warning(
+    run: Run, model: MoEModel, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for 40 cells of each layer, only some types are counted singly; the rest is told by a warning."""
+    monkeypatch.setattr(type_counts, "MAX_BYTES", 40 * 8 * len(LAYERS))
+    with pytest.warns(moescope.errors.MoescopeWarning, match=r"of the positions are of token types .* not counted"):
+        again = moescope.capture(model, corpus, ["vocabulary", "overlap"], NUM_TOKENS, LAYERS, predictions=True)
+    ours, whole = again.tables["vocabulary"], run.tables["vocabulary"]
+    assert (ours["num_tokens"] == whole["num_tokens"]).all()
+    assert (ours["num_types_seen"] < whole["num_types_seen"]).all()
+    assert (ours["num_tokens_pooled"] > 0).all() and not whole["num_tokens_pooled"].any()
 
 
 def test_tokens_are_named_by_their_ids_where_there_is_no_tokenizer(run: Run) -> None:

@@ -20,8 +20,8 @@ FLOORS = [
     ("one_pass", "figures", "results"),
     ("interventions",),
     ("analyses",),
-    ("arguments",),
     ("run",),
+    ("units",),
     ("report",),
     ("cli",),
 ]
@@ -94,7 +94,7 @@ def test_few_arrows_lead_from_room_to_room():
 
 def test_analyses_has_no_flat_file_but_what_all_questions_share():
     flat = {path.name for path in (SOURCE / "analyses").glob("*.py")}
-    assert flat == {"__init__.py", "base.py", "registry.py", "finding.py", "words.py"}
+    assert flat == {"__init__.py", "base.py", "registry.py", "finding.py", "sizes.py", "words.py"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -62,12 +62,12 @@ class Outcome:
 def working_in(folder: Path) -> Iterator[None]:
     """Whatever a command changes in this process, the working folder too, is as it was afterwards."""
     environment, show, handler = dict(os.environ), warnings.showwarning, signal.getsignal(signal.SIGTERM)
-    filters, arguments = warnings.filters[:], sys.argv
+    filters, arguments, hook = warnings.filters[:], sys.argv, sys.excepthook
     with contextlib.chdir(folder):
         yield
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = arguments
+    sys.argv, sys.excepthook = arguments, hook
     warnings.showwarning = show
     warnings.filters[:] = filters
     signal.signal(signal.SIGTERM, handler)

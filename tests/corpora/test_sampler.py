@@ -7,6 +7,7 @@ import itertools
 import tracemalloc
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moescope.corpora import Batch, Sampler
+from moescope.corpora.batching import MAX_SHARE
 from moescope.corpora.document import MAX_CHARACTERS, Document
 from moescope.errors import CorpusError, MoescopeWarning, UsageError
 from tests.corpora.texts import ListCorpus, tokenizer, words
@@ -371,3 +373,9 @@ def test_a_batch_moves_as_a_whole():
     tensors += [value for value in vars(moved.tokens).values() if value is not None]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.tokens.num_tokens == batches[0].tokens.num_tokens
+
+
+@pytest.mark.parametrize("page", ["metrics.md", "decisions/sampling.md"])
+def test_docs_state_the_share_of_a_domain_that_one_document_may_have(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    assert f"max(128, domain budget / {MAX_SHARE})" in text

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from moescope.figures import charts
+from moescope.figures import figure as styled_figure
 from moescope.results import DomainSample, Manifest, ResultsFolder
 from moescope.results.reading import Results
 
@@ -58,8 +60,8 @@ def write(path: Path, tables: Mapping[str, pd.DataFrame], figures: tuple[str, ..
         for name, frame in tables.items():
             folder.write_table(name, frame)
         for name in figures:
-            figure = Figure(figsize=(3.3, 2.2))
-            figure.subplots().plot([0, 1], [1, 0])
+            figure, ax = styled_figure()
+            charts.lines(ax, [0, 1], {name: [1, 0]}, xlabel="layer", ylabel="share")
             folder.write_figures([(name, figure)])
         folder.write_manifest(manifest(**changes))
     return path

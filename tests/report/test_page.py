@@ -8,7 +8,7 @@ import pytest
 from moescope.analyses import registry, words
 from moescope.analyses.finding import chance_of, facts, find
 from moescope.errors import ResultsError
-from moescope.report.page import PAGE, render, spark, write
+from moescope.report.page import PAGE, SINGLE_FILE, render, spark, write
 from moescope.results import DomainSample
 from moescope.results.reading import Results
 from tests.report import tables
@@ -74,7 +74,7 @@ def test_nothing_is_requested_from_anywhere(folder, page):
     text = render(folder)
     for _, attributes in page.elements:
         for name in ("src", "srcset", "data", "action", "poster", "background"):
-            assert (attributes.get(name) or "data:").startswith("data:")
+            assert (attributes.get(name) or "data:").startswith(("data:", "figures/"))
     for link in page.all("link"):
         assert link["href"].startswith("data:")
     for link in page.all("a"):
@@ -93,13 +93,45 @@ def test_links_lead_to_what_is_there(folder, page):
         assert (target[1:] in ids) if target.startswith("#") else (folder / target).is_file(), target
 
 
-def test_figures_are_described_and_within_the_page(page):
+def test_figures_are_described_and_shown_from_the_folder_when_they_are_scrolled_to(folder, page):
     images = page.all("img")
     assert len(images) == len(FIGURES)
     for image in images:
-        assert image["src"].startswith("data:image/png;base64,iVBOR")
-        assert image["alt"]
-    assert {image["alt"] for image in images} == {words.caption(name) for name in FIGURES}
+        assert (folder / image["src"]).is_file()
+        assert image["loading"] == "lazy"
+        assert "Line chart" in image["alt"]
+    assert not {image["alt"] for image in images} & {words.caption(name) for name in FIGURES}
+
+
+def test_links_have_names_of_their_own(page):
+    named = [link.get("aria-label") for link in page.all("a") if not link["href"].startswith("#")]
+    assert all(named)
+    assert len(set(named)) == len(named)
+
+
+def test_sections_are_folded_and_findings_are_not(page):
+    folds = [attributes for tag, attributes in page.elements if tag == "details"]
+    assert folds
+    assert not any("open" in attributes for attributes in folds)
+    order = [attributes["id"] for attributes in page.all("section")]
+    assert order[0] == "findings"
+
+
+def test_one_file_needs_nothing_beside_it(folder):
+    text = render(folder, single_file=True)
+    page = Page(text)
+    assert page.open == []
+    assert len(page.all("img")) == len(FIGURES)
+    assert all(image["src"].startswith("data:image/png;base64,iVBOR") for image in page.all("img"))
+    assert all(link["href"].startswith("#") for link in page.all("a"))
+    assert "img-src data:;" in text
+
+
+def test_the_page_says_how_much_of_a_document_was_read_at_most(tmp_path):
+    folder = write_folder(tmp_path / "out", {}, options={"window": 1234})
+    text = Page(render(folder)).text
+    assert "at most 1,234 tokens of each" in text
+    assert "Effective window" in text
 
 
 def test_a_figure_of_no_known_analysis_is_shown_all_the_same(page):
@@ -173,13 +205,15 @@ def test_write_puts_the_page_into_the_folder(tmp_path):
     before = {path.name for path in folder.iterdir()}
     assert write(folder) == folder / PAGE
     assert {path.name for path in folder.iterdir()} == before | {PAGE}
+    assert write(folder, single_file=True) == folder / SINGLE_FILE
+    assert {path.name for path in folder.iterdir()} == before | {PAGE, SINGLE_FILE}
 
 
 def test_what_is_no_results_folder_is_refused(tmp_path):
     with pytest.raises(ResultsError, match="no results folder"):
         render(tmp_path)
     (tmp_path / "manifest.json").write_text('{"command": 3}')
-    with pytest.raises(ResultsError, match="cannot be read"):
+    with pytest.raises(ResultsError, match="is no manifest of moescope"):
         Results.read(tmp_path)
 
 

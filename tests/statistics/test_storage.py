@@ -99,7 +99,7 @@ def counted() -> ExpertUsage:
 
 def usage_of(seed: int) -> ExpertUsage:
     tokens = random_batch(seed, num_documents=20, num_domains=3)
-    usage = ExpertUsage(layers=LAYERS, num_experts=16, num_experts_per_token=2, domains=list("abc"), num_bootstrap=5)
+    usage = ExpertUsage(layers=LAYERS, num_experts=16, num_experts_per_token=2, domains=list("abc"))
     for record in random_routings(tokens, seed, layers=LAYERS, num_experts=16, num_experts_per_token=2):
         usage.update(record)
     return usage

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -333,3 +334,87 @@ def test_a_token_beyond_the_vocabulary_is_an_error_not_another_layers_count() ->
     with pytest.raises((IndexError, RuntimeError)):
         statistic.update(ROUTINGS[0][0])
     assert not torch.any(statistic.state["counts_LVE"][1:])
+
+
+def listed(max_cells: int, reading: str = "input", **changes) -> TokenUsage:
+    return counted(reading=reading, max_cells=max_cells, **changes)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("ranks", ["all", "first"])
+def test_a_list_of_cells_gives_the_bits_of_the_table(reading: str, ranks: str) -> None:
+    """Where all cells fit, down to room for exactly as many as there are."""
+    table = counted(reading=reading, ranks=ranks)
+    num_cells = int((table.state["counts_LVE"] > 0).sum((1, 2)).max())
+    for max_cells in (num_cells, num_cells + 1, 10**5):
+        cells = listed(max_cells, reading, ranks=ranks)
+        assert not cells.pooled_share()
+        xr.testing.assert_identical(cells.compute(), table.compute())
+        xr.testing.assert_identical(cells.top_tokens(6), table.top_tokens(6))
+        xr.testing.assert_identical(cells.vocabulary_overlap(), table.vocabulary_overlap())
+    assert listed(num_cells - 1, reading, ranks=ranks).pooled_share() > 0
+
+
+@pytest.mark.parametrize("max_cells", [1, 7, 40, 90, 150])
+def test_what_does_not_fit_are_the_types_of_the_largest_ids(max_cells: int) -> None:
+    """Against a plain loop: the longest run of the smallest ids whose cells fit is counted singly, the rest pooled."""
+    usage = listed(max_cells)
+    top, table = usage.top_tokens(3), usage.compute()
+    for position, layer in enumerate(LAYERS):
+        types, cells = plain_counts(layer, "input", 2)
+        single, used = [], 0
+        for x in sorted(types):
+            num = sum(cells[x, expert] > 0 for expert in range(8))
+            if used + num > max_cells:
+                break
+            single.append(x)
+            used += num
+        ids, counts, totals, pooled = usage._seen(position)
+        assert ids.tolist() == single
+        assert totals.tolist() == [types[x] for x in single]
+        assert counts.tolist() == [[cells[x, expert] for expert in range(8)] for x in single]
+        rest = [sum(cells[x, e] for x in types if x not in single) for e in range(8)]
+        assert pooled.tolist() == rest
+        at = table.sel(layer=layer)
+        assert int(at.num_tokens) == sum(types.values())
+        assert int(at.num_tokens_pooled) == sum(types.values()) - sum(types[x] for x in single)
+        for expert in range(8):  # lift stands beside the load of all types
+            load = sum(cells[x, expert] for x in types) / sum(types.values())
+            for rank in range(3):
+                found = top.sel(layer=layer, expert=expert, order="count").isel(rank=rank)
+                if (x := int(found.token_id)) >= 0:
+                    assert float(found.lift) == pytest.approx(cells[x, expert] / types[x] / load)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 5))
+def test_cells_are_the_same_bits_however_the_counts_are_divided(seed: int, max_cells: int, num_parts: int) -> None:
+    draw = np.random.default_rng(seed)
+    rows = np.stack([draw.integers(0, high, 120) for high in (2, 4, 30, 9)], axis=1)
+    sizes = {"layers": [0, 1], "num_experts": 4, "num_experts_per_token": 1, "vocab_size": 30, "max_cells": max_cells}
+
+    def made(part: np.ndarray) -> TokenUsage:
+        statistic = TokenUsage(**sizes)
+        for some in np.array_split(part, draw.integers(1, 4)):
+            statistic._add(
+                torch.as_tensor((some[:, 0] * 30 + some[:, 2]) * 4 + some[:, 1]), torch.as_tensor(some[:, 3])
+            )
+        return statistic
+
+    whole = made(rows)
+    parts = [made(rows[draw.permutation(len(rows))][:0]), *map(made, np.array_split(draw.permutation(rows), num_parts))]
+    merged = TokenUsage(**sizes)
+    for index in draw.permutation(len(parts)):
+        merged.merge(parts[index])
+    for name, tensor in whole.state.items():
+        assert torch.equal(tensor, merged.state[name]), name
+
+
+def test_a_large_model_takes_what_is_allowed() -> None:
+    """512 experts, 60 layers, a vocabulary of 200,000: a table of all cells takes 25 GB, the list 1 GiB."""
+    sizes = {"layers": list(range(60)), "num_experts": 512, "num_experts_per_token": 10, "vocab_size": 200_000}
+    usage = TokenUsage(**sizes, device="meta")
+    assert 0.99 * 2**30 < usage.nbytes() < 1.01 * 2**30
+    # A token makes at most K cells: a sample of 200,000 always fits.
+    assert usage.state["cell_keys_LC"].shape[1] >= 10 * 200_000
+    assert TokenUsage(**(sizes | {"layers": [0, 1]}), device="meta").is_dense

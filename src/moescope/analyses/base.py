@@ -7,13 +7,13 @@ have it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from moescope.errors import UsageError
+from moescope.errors import UsageError, of_type, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,6 +145,51 @@ class Analysis(ABC):
     @abstractmethod
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """Figures by file name without suffix, each with what draws it from the table alone."""
+
+
+def check_types(
+    model: Any,
+    corpus: Any,
+    analyses: Any,
+    skip: Any,
+    predictions: Any,
+    known: Sequence[str],
+    *,
+    traced: bool = False,
+    **numbers: Any,
+) -> None:
+    """Refuses arguments of other types than `capture` takes.
+
+    Args:
+        model: From `load_model`.
+        corpus: From `load_corpus`, or None.
+        analyses: Names and analyses, or None.
+        skip: Names.
+        predictions: True, False or None.
+        known: The names of all analyses.
+        traced: Whether `model` is a trace.
+        **numbers: Whole numbers by parameter; all but `batch_tokens` may be None.
+
+    Raises:
+        UsageError: Names the parameter, what was found and what it takes.
+    """
+    from moescope.corpora import Corpus
+    from moescope.models.given import check_model
+
+    if not traced:
+        check_model(model)
+    of_type(corpus, (Corpus, NoneType), "corpus", 'what load_corpus gives, such as load_corpus("embedded")')
+    of_type(predictions, (bool, NoneType), "predictions", "True, False or None")
+    names = f"a list of names: {', '.join(known)}"
+    for name, given in (("analyses", [] if analyses is None else analyses), ("skip", skip)):
+        of_type(given, (list, tuple, set, frozenset, dict), name, names)
+        for item in given:
+            of_type(item, str if name == "skip" else (str, Analysis), name, names)
+            if isinstance(item, Analysis):
+                check_options(item)
+    for name, value in numbers.items():
+        if value is not None or name == "batch_tokens":
+            whole_number(value, name)
 
 
 def check_options(analysis: Analysis) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moescope.cli.options import CaptureOptions, ModelChoice, ModelOptions, TextOptions, TracedOptions
-from moescope.cli.terminal import counting, print_line, print_note, quiet, show, working
-from moescope.errors import AnalysisFailed, UsageError
+from moescope.cli.terminal import counting, print_error, print_line, print_note, quiet, show, working
+from moescope.errors import AnalysisFailed, IncompleteResults, MoescopeError, UsageError
 
 if TYPE_CHECKING:
     from moescope import Trace
@@ -45,15 +45,19 @@ def run_analyses(
     Raises:
         UsageError: Input that cannot be used; nothing was written.
         EnvironmentFailure: The surroundings failed.
-        AnalysisFailed: One of several analyses failed; what the others answered was written.
+        AnalysisFailed: An analysis failed; what the others answered was written.
+        IncompleteResults: Something could not be written or drawn, or the page not made; the rest is in place.
     """
     with quiet(verbose=options.verbose, downloads=may_download(options)):
-        folder, failure = _run(names, options, command=command, skip=skip, check=check)
-        if finish is not None:
-            finish(folder)
-        print_summary(folder)
-    if failure is not None:
-        raise failure
+        folder, failures = _run(names, options, command=command, skip=skip, check=check)
+        for step in [print_summary] if finish is None else [finish, print_summary]:
+            try:
+                step(folder)
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                failures.append(_incomplete(folder, step.__name__.removeprefix("write_"), error))
+    raise_failures(failures)
 
 
 def _run(
@@ -63,7 +67,7 @@ def _run(
     command: str,
     skip: Sequence[str],
     check: Callable[[MoEModel], None] | None,
-) -> tuple[Path, AnalysisFailed | None]:
+) -> tuple[Path, list[MoescopeError]]:
     with working("starting"):
         import moescope
         from moescope.analyses import registry
@@ -91,8 +95,8 @@ def _run(
             check(model)
         corpus = open_corpus(options) if needs_text else None
     layers = model.check_layers(options.layers) if options.layers is not None else None
-    failure = None
-    with folder:
+    failures: list[MoescopeError] = []
+    with kept(failures), folder:
         with counting("reading", total) if needs_text else nullcontext() as progress:
             try:
                 run = moescope.capture(
@@ -111,12 +115,44 @@ def _run(
                     progress=progress,
                 )
             except AnalysisFailed as error:
-                run, failure = error.run, error
+                run = error.run
+                failures.append(error)
         for text in run.manifest.notes:
             print_note(text)
         with working("writing results, drawing figures"):
             run.write(folder)
-    return folder.path, failure
+    return folder.path, failures
+
+
+def _incomplete(folder: Path, what: str, error: Exception) -> IncompleteResults:
+    from moescope.results.writing import failure, note_failure
+
+    try:
+        said = note_failure(folder, what, error)
+    except OSError:
+        said = failure(what, error)
+    return IncompleteResults(folder, [said])
+
+
+@contextmanager
+def kept(failures: list[MoescopeError]) -> Iterator[None]:
+    """Goes on where a folder is in place in which something is missing; `raise_failures` says so at the end."""
+    try:
+        yield
+    except IncompleteResults as error:
+        failures.append(error)
+
+
+def raise_failures(failures: list[MoescopeError]) -> None:
+    """Ends a command whose results are in place, with something missing.
+
+    Raises:
+        MoescopeError: The last of the failures; the others are printed.
+    """
+    for failure in failures[:-1]:
+        print_error("error", str(failure))
+    if failures:
+        raise failures[-1]
 
 
 def command_line() -> str:
@@ -207,4 +243,10 @@ def print_summary(path: Path) -> None:
     made: list[Finding | Fact] = [*find(results), *facts(results)]
     lines = [f"- {one.title}. {one.text}" for one in made]
     print_line("\n".join(["", *lines, ""] if lines else [""]))
-    print_line(f"Results: {path}")
+    print_line(f"Results: {nearby(path)}")
+
+
+def nearby(path: Path) -> Path:
+    """The path from the working directory, where it lies in it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry, words
-from moescope.cli.capture import DEFAULT_FOLDER, command_line, load, may_download, open_corpus
+from moescope.cli.capture import (
+    DEFAULT_FOLDER,
+    command_line,
+    kept,
+    load,
+    may_download,
+    nearby,
+    open_corpus,
+    raise_failures,
+)
 from moescope.cli.options import CompareOptions, ModelOptions, WholeDepthOptions
 from moescope.cli.questions import own_options
 from moescope.cli.terminal import counting, print_line, print_note, quiet, working
 
 if TYPE_CHECKING:
+    from moescope.errors import MoescopeError
     from moescope.results import Outcome
 
 
@@ -41,9 +51,11 @@ def comparison(
         options = options or common()
         given = options_class(**vars(own))
         with quiet(verbose=options.verbose, downloads=may_download(options)):
-            outcome, path = _run(entry, given, options, num_passes(given))
+            failures: list[MoescopeError] = []
+            outcome, path = _run(entry, given, options, num_passes(given), failures)
             show(outcome)
-            print_line(f"\nResults: {path}")
+            print_line(f"\nResults: {nearby(path)}")
+        raise_failures(failures)
 
     run.__name__ = name
     run.__doc__ = f"{entry.summary}\n\n{_explanation(name)}"
@@ -55,7 +67,9 @@ def comparison(
     return run
 
 
-def _run(entry: registry.Entry, own: Any, options: Any, num_passes: int) -> tuple[Outcome, Path]:
+def _run(
+    entry: registry.Entry, own: Any, options: Any, num_passes: int, failures: list[MoescopeError]
+) -> tuple[Outcome, Path]:
     with working("starting"):
         from moescope.results import ResultsFolder
 
@@ -65,7 +79,7 @@ def _run(entry: registry.Entry, own: Any, options: Any, num_passes: int) -> tupl
     model = load(options)
     corpus = open_corpus(options)
     more = {"layers": options.layers} if isinstance(options, ModelOptions) else {}
-    with folder:
+    with kept(failures), folder:
         with counting("comparing", options.num_tokens * num_passes) as progress:
             outcome: Outcome = compare(
                 model,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError
 
-from moescope.cli.terminal import as_flags, print_error, use_flags
+from moescope.cli.terminal import as_flags, print_error, print_traceback, use_flags
 from moescope.errors import EnvironmentFailure, MoescopeError
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def launch(app: App, arguments: Sequence[str] | None = None) -> int:
     is a mistake of ours and keeps its traceback.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # A scheduler's polite end is an end like Ctrl-C: the unfinished results folder is removed on the way out.
+    # A scheduler's polite end is an end like Ctrl-C: the results folder of an unfinished pass is removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.excepthook = print_traceback
     if not {"--help", "-h", "--version"} & set(words):
         use_flags(_flags(app, words))
     try:
@@ -44,8 +45,8 @@ def launch(app: App, arguments: Sequence[str] | None = None) -> int:
         command = " ".join([app.name[0], *(error.command_chain or ())])
         print_error("error", f"{error}\nWhat to do: {command} --help lists what there is")
         return USAGE
-    except KeyboardInterrupt:
-        print_error("stopped", "nothing was written")
+    except KeyboardInterrupt as stop:
+        print_error("stopped", "; ".join(getattr(stop, "__notes__", ["nothing was written"])))
         return STOPPED
     except BrokenPipeError:
         # Who reads has closed, as in `moescope info | head`; the interpreter must not try to flush to them again.

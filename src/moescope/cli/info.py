@@ -6,33 +6,42 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from moescope.cli.capture import load, may_download
-from moescope.cli.options import OUTPUT, InfoOptions
+from moescope.cli.options import AT_LEAST_ONE, OUTPUT, InfoOptions, to_count
 from moescope.cli.terminal import print_line, quiet, show
-from moescope.results.text import number
+from moescope.results.text import number, size
 
 if TYPE_CHECKING:
     from moescope.models import MoEModel
 
 
+STATE = Group("State of a pass", sort_key=-1)
+
+
 def info(
     *,
     options: InfoOptions | None = None,
+    num_domains: Annotated[int, Parameter(validator=AT_LEAST_ONE, group=STATE)] = 22,
+    num_tokens: Annotated[int, Parameter(validator=AT_LEAST_ONE, converter=to_count, group=STATE)] = 100_000,
     as_json: Annotated[bool, Parameter(name="--json", negative="", show_default=False, group=OUTPUT)] = False,
 ) -> None:
     """Show a model's architecture and router: family, layers, experts, parameters, memory.
 
     Loads the layers asked for and probes them with a few tokens: what is printed was measured, not read off a name.
+    Also prints what each question's counts and samples take in memory beside the model, for these layers.
 
     Args:
         options: Which model.
+        num_domains: Domains of the text to reckon with.
+        num_tokens: Tokens to reckon with; samples of fewer than they hold are smaller.
         as_json: Print JSON instead of a table; sizes in bytes.
     """
     options = options or InfoOptions()
     with quiet(verbose=options.verbose, downloads=may_download(options)):
-        facts = gather(load(options))
+        model = load(options)
+        facts = gather(model) | {"state": state(model, options.layers, num_domains, num_tokens)}
         if as_json:
             print_line(json.dumps(facts, indent=2, ensure_ascii=False))
         else:
@@ -64,6 +73,31 @@ def gather(model: MoEModel) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "probe": _plain(model.probe),
+    }
+
+
+def state(model: MoEModel, layers: list[int] | None, num_domains: int, num_tokens: int) -> dict[str, Any]:
+    """Bytes that a report's questions accumulate in a pass; what they share is once in the total."""
+    from moescope.analyses import registry
+    from moescope.analyses.sizes import state_bytes, total_bytes
+    from moescope.context import Context
+
+    context = Context(
+        model=model.info,
+        layers=tuple(model.check_layers(layers)),
+        domains=tuple(f"domain {number}" for number in range(num_domains)),
+        groups={},
+        corpus_name="",
+        num_tokens=num_tokens,
+        seed=0,
+        predictions=layers is None and model.complete,
+    )
+    sizes = state_bytes([registry.find(name, in_report=True) for name in registry.names()], context)
+    return {
+        "num_domains": num_domains,
+        "num_tokens": num_tokens,
+        "bytes": {name: sum(keys.values()) for name, keys in sizes.items()},
+        "total_bytes": total_bytes(sizes),
     }
 
 
@@ -100,12 +134,22 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "loaded",
             f"{'the whole model' if facts['complete'] else 'down to layer ' + str(facts['loaded_layers'][-1])}: "
-            f"{_count(facts['num_loaded_parameters'])} parameters, {_bytes(facts['loaded_bytes'])} of memory "
+            f"{_count(facts['num_loaded_parameters'])} parameters, {size(facts['loaded_bytes'])} of memory "
             f"in {facts['dtype']} on {facts['device']}",
         ),
         ("probe", _probe_in_words(facts["probe"])),
+        ("state of a pass", _state_in_words(facts["state"])),
     ]
     return [(name, text) for name, text in rows if text]
+
+
+def _state_in_words(state: dict[str, Any]) -> str:
+    by_size = sorted(state["bytes"].items(), key=lambda item: -item[1])
+    each = ", ".join(f"{name} {size(num_bytes)}" for name, num_bytes in by_size if num_bytes)
+    return (
+        f"{size(state['total_bytes'])} for all questions of a report, {state['num_domains']:,} domains and "
+        f"{state['num_tokens']:,} tokens; each with what it shares: {each}"
+    )
 
 
 def _probe_in_words(probe: dict[str, Any]) -> str:
@@ -129,14 +173,7 @@ def _ranges(layers: list[int]) -> str:
 
 
 def _count(count: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
     return str(count)
-
-
-def _bytes(size: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} B"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter, validators
 
-from moescope.cli.capture import DEFAULT_FOLDER, command_line, load, may_download
+from moescope.cli.capture import DEFAULT_FOLDER, command_line, kept, load, may_download, nearby, raise_failures
 from moescope.cli.intervene_terminal import print_study
 from moescope.cli.options import AT_LEAST_ONE, InterveneOptions
 from moescope.cli.terminal import print_line, quiet, working
-from moescope.errors import UsageError
+from moescope.errors import MoescopeError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,9 +109,11 @@ def intervene(
             return [Replace(layer, expert, **more) for layer, expert in targets]
         return [Set(layer, expert, value or 0.0, **more) for layer, expert in targets]
 
+    failures: list[MoescopeError] = []
     with quiet(verbose=options.verbose, downloads=may_download(options)):
         study, path = _run(
             options,
+            failures,
             prompt,
             lambda: [(value, changes(value)) for value in values or (None,)],
             target=target_index,
@@ -121,11 +123,13 @@ def intervene(
             seed=seed,
         )
         print_study(study)
-        print_line(f"Results: {path}")
+        print_line(f"Results: {nearby(path)}")
+    raise_failures(failures)
 
 
 def _run(
     options: InterveneOptions,
+    failures: list[MoescopeError],
     prompt: str,
     variants: Callable[[], list[tuple[float | None, list[Change]]]],
     **more: Any,
@@ -138,7 +142,7 @@ def _run(
     model = load(options)
     with working("running the prompt, with and without changes"):
         study = compare(model, prompt, variants(), command_line=command_line(), **more)
-    with folder, working("writing results, drawing figures"):
+    with kept(failures), folder, working("writing results, drawing figures"):
         study.write(folder)
     return study, folder.path
 

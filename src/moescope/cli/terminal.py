@@ -6,17 +6,21 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.text import Text
 
 from moescope.errors import MoescopeWarning
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.table import Table
 
 WIDTH_WITHOUT_TERMINAL = 110
@@ -28,6 +32,10 @@ _THIRD_PARTY_LOGS = {
     "HF_HUB_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# C0 but for tab and line feed, delete and C1, marks of direction, line separators, halves of surrogate pairs.
+_COMMANDS = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
 _printed: set[str] = set()
 _flags: dict[str, str] = {}
 _PROGRESS_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
@@ -60,15 +68,48 @@ def as_flags(text: str) -> str:
     return re.sub(r"`(?P<name>[a-z_]+)(=(?P<value>[^`]*))?`", flag, text)
 
 
+def visible(text: str) -> str:
+    r"""The text with all that would command a terminal, or turn its lines around, written as `\u001b`.
+
+    These are control characters but for the ends of lines and tabs, marks of the direction of writing, and what is no
+    character. Text that others wrote (domains, tokens, documents, file names, configurations) is printed by us, and
+    everything that is printed comes through here. In JSON what is written so means the same.
+    """
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class _Visible(RenderHook):
+    """Has a console print all text by `visible`, and its own colors as they are."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_VisibleText(renderable) for renderable in renderables]
+
+
+class _VisibleText:
+    def __init__(self, shown: ConsoleRenderable) -> None:
+        self.shown = shown
+
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in screen.render(self.shown, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def console(stream: TextIO) -> Console:
     """A console that takes text as text: no markup, no guessed colors, no wrapping where no one looks."""
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    made = Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    made.push_render_hook(_Visible())
+    return made
 
 
 def print_line(message: str, *, stream: TextIO | None = None) -> None:
-    """Prints one plain line (or more) as it is, never wrapped."""
-    print(message, file=stream or sys.stdout, flush=True)
+    """Prints one plain line (or more), never wrapped."""
+    print(visible(message), file=stream or sys.stdout, flush=True)
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints a traceback as Python does, for `sys.excepthook`: an error's message may quote what others wrote."""
+    print_line("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), stream=sys.stderr)
 
 
 def print_error(kind: str, message: str) -> None:
@@ -150,7 +191,7 @@ def working(what: str) -> Iterator[None]:
     if not screen.is_terminal:
         yield
         return
-    with screen.status(Text(what)):
+    with screen.status(Text(visible(what))):
         yield
 
 

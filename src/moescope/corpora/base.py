@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 from moescope.corpora.document import Document
-from moescope.corpora.names import listed, shown
+from moescope.corpora.names import labels_of, listed, shown
 from moescope.corpora.problems import Problems
 from moescope.errors import CorpusError, of_type, whole_number
 
@@ -36,6 +36,17 @@ class Corpus(ABC):
         return (
             f"<{type(self).__name__} {shown(self.name)}: {count} ({first}{', ...' if len(self.domains) > 4 else ''})>"
         )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tables call the domains: their names, but for one that is empty or called as all domains together."""
+        return labels_of(self.domains)
+
+    @property
+    def label_groups(self) -> dict[str, str]:
+        """Group of each domain, by label."""
+        named = zip(self.labels, self.domains, strict=True)
+        return {label: self.groups[name] for label, name in named if name in self.groups}
 
     @property
     @abstractmethod

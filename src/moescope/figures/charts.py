@@ -16,10 +16,12 @@ from moescope.figures.keys import (
     domain_order,
     group_legend,
     group_starts,
+    key,
     legend_above,
+    top_legend,
 )
 from moescope.figures.style import styled
-from moescope.figures.ticks import axis_inches, cell_labels, color_scale, integer_ticks, power_of_ten
+from moescope.figures.ticks import axis_inches, cell_labels, color_scale, integer_ticks, name_ticks, power_of_ten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,12 +42,15 @@ __all__ = [
     "group_starts",
     "heatmap",
     "histogram",
+    "key",
     "label",
     "legend_above",
     "lines",
     "log_ticks",
+    "name_ticks",
     "panel_colorbar",
     "small_multiples",
+    "top_legend",
 ]
 
 
@@ -271,12 +276,16 @@ def bars(
     groups: Mapping[str, str] | None = None,
     baseline: tuple[str, float] | None = None,
     title: str | None = None,
+    details: Sequence[str] | None = None,
+    unknown: str = "",
+    legend: bool = True,
+    **labels: float,
 ) -> None:
-    """Horizontal bars, the first on top, each with its interval where there is one.
+    """Horizontal bars, the first on top, each with its interval; those without one are hollow.
 
     Args:
         ax: Where to draw.
-        names: Label of each bar.
+        names: Label of each bar; long ones are shortened in the middle.
         values: Length of each bar.
         xlabel: Name and unit of the values.
         low: Lower ends of the intervals; NaN where there is none.
@@ -285,6 +294,10 @@ def bars(
         groups: Domain -> group: colors bars and labels that are domains (over `colors`).
         baseline: (words, value): a dashed vertical line, such as what chance would give.
         title: Above the axes.
+        details: What follows each name in its label and is never shortened.
+        unknown: Why hollow bars have no interval, for the legend.
+        legend: False to draw it yourself: `key`.
+        **labels: `size` and `room` of the labels, see `name_ticks`.
     """
     values = np.asarray(values, dtype=float)
     positions = np.arange(len(values))
@@ -292,21 +305,25 @@ def bars(
     if groups:
         palette = style.group_colors(groups)
         each = [palette.get(groups.get(name, ""), color) for name, color in zip(names, each, strict=True)]
-    ax.barh(positions, values, height=0.72, color=each)
+    drawn = ax.barh(positions, values, height=0.72, color=each)
     if low is not None and high is not None:
-        ax.hlines(
-            positions, np.asarray(low, dtype=float), np.asarray(high, dtype=float), color=style.INK, linewidth=0.9
-        )
+        low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+        ax.hlines(positions, low, high, color=style.INK, linewidth=0.9)
+        hollow = np.flatnonzero(np.isnan(low) | np.isnan(high))
+        for position in hollow:
+            drawn.patches[position].set(facecolor="white", edgecolor=each[position], linewidth=1.0)
+        if unknown and np.isfinite(values[hollow]).any():
+            ax.plot([], [], "s", markersize=5, color="white", markeredgecolor=style.NEUTRAL, label=unknown)
     if baseline is not None:
         ax.axvline(baseline[1], color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)), label=baseline[0])
     ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.set_yticks(positions, [str(name) for name in names])
+    name_ticks(ax, "y", positions.tolist(), [str(name) for name in names], details, **labels)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if groups:
         color_labels(ax, groups)
     _label(ax, xlabel, None, title)
-    if baseline is not None:
+    if legend:
         legend_above(ax)
 
 

@@ -12,6 +12,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from moescope.figures import caption, charts, style, styled
+from moescope.figures.ticks import axis_inches, value_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def shared_legend(fig: Figure, names: Sequence[str]) -> None:
     """One legend above all panels of `against_independent`."""
     handles = [Line2D([], [], color=c, marker="o", label=n) for n, c in zip(names, style.COLORS, strict=False)]
     handles.append(Line2D([], [], color=style.NEUTRAL, linestyle=DASHES, label="independent routing"))
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+    charts.top_legend(fig, handles)
 
 
 def cluster_order(similarity_EE: NDArray[np.floating]) -> tuple[list[int], NDArray[np.floating] | None]:
@@ -114,7 +115,7 @@ def dendrogram(ax: Axes, tree: NDArray[np.floating] | None, num_rows: int) -> No
     low, high = float(tree[:, 2].min()), float(tree[:, 2].max())
     margin = 0.05 * (high - low) or 0.05
     ax.set_xlim(high + margin, max(0.0, low - 2 * margin))
-    ax.locator_params(axis="x", nbins=3)
+    value_ticks(ax, *sorted(ax.get_xlim()), axis_inches(ax, "x"))
 
 
 def quantiles_over_pairs(values_LP: NDArray[np.floating]) -> tuple[list[float], list[float], list[float]]:

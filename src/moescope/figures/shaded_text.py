@@ -3,78 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 from matplotlib import colormaps
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ft2font import LoadFlags
 from matplotlib.patches import Rectangle
 
 from moescope.figures import style
+from moescope.figures.fonts import MONOSPACED, fitting, text_width
 from moescope.figures.style import styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.ft2font import FT2Font
 
-MONOSPACED = "DejaVu Sans Mono"  # ships with matplotlib
 LINE_SPACING = 1.55
-ELLIPSIS = "…"
-
-
-@cache
-def _font(family: str) -> FT2Font:
-    return get_font(findfont(FontProperties(family=family)))
-
-
-@cache
-def _advance(character: str, family: str) -> float:
-    """Width of a character in em."""
-    font = _font(family)
-    glyph = font.load_char(ord(character), flags=LoadFlags.NO_HINTING | LoadFlags.NO_SCALE)
-    return float(glyph.horiAdvance / font.units_per_EM)
-
-
-@cache
-def drawable(text: str, family: str = MONOSPACED) -> str:
-    """Text in which characters that the font has no glyph for are written as code points, ⟨U+6F22⟩."""
-    font = _font(family)
-    return "".join(
-        character if font.get_char_index(ord(character)) else f"⟨U+{ord(character):04X}⟩" for character in text
-    )
-
-
-def text_width(text: str, size: float, family: str = MONOSPACED) -> float:
-    """Width in points of drawable text."""
-    return size * sum(_advance(character, family) for character in text)
-
-
-def fitting(text: str, size: float, width: float, family: str = MONOSPACED) -> str:
-    """Drawable text, cut with … where it is wider than `width` points."""
-    text = drawable(text, family)
-    if text_width(text, size, family) <= width:
-        return text
-    room = width - text_width(ELLIPSIS, size, family)
-    kept, used = [], 0.0
-    for character in text:
-        used += text_width(character, size, family)
-        if used > room:
-            break
-        kept.append(character)
-    return "".join(kept) + ELLIPSIS
-
-
-def wrapped(text: str, size: float, width: float, family: str = MONOSPACED, most_lines: int = 2) -> list[str]:
-    """Drawable text as lines of at most `width` points, broken at spaces; the last is cut where more would follow."""
-    lines: list[str] = []
-    for word in drawable(text, family).split(" "):
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and (len(lines) == most_lines or text_width(longer, size, family) <= width):
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return [fitting(line, size, width, family) for line in lines]
 
 
 @styled
@@ -109,8 +50,8 @@ def shaded_text(
     lines: list[list[tuple[int, str, float, float]]] = [[]]
     x = 0.0
     for place, token in enumerate(tokens):
-        text = fitting(token, size, width)
-        across = text_width(text, size)
+        text = fitting(token, size, width, MONOSPACED)
+        across = text_width(text, size, MONOSPACED)
         if lines[-1] and x + across > width:
             lines.append([])
             x = 0.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
@@ -17,20 +16,28 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 import matplotlib
 import matplotlib.style
 from cycler import cycler
+from matplotlib.artist import allow_rasterization
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
+
+from moescope.figures.description import description
+from moescope.figures.fonts import MONOSPACED, SANS, drawable, families, has_postscript_outlines, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.legend import Legend
-    from matplotlib.text import Text
 
 COLUMN_WIDTH = 3.3
 """Inches: one column of a two-column page."""
 PAGE_WIDTH = 6.8
 """Inches: the whole width of the page."""
+POINTS = 72.0
+"""Points of an inch."""
 DPI = 240
 """Pixels per inch of PNGs, and of heat maps inside PDFs."""
 FONT_SIZE = 8.0
@@ -53,14 +60,14 @@ GROUP_COLORS = dict(zip(("prose", "reference", "code", "formal", "languages"), C
 """Color of each group of domains; other groups get the remaining colors, see `group_colors`."""
 
 _STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same figure on every machine
+    "font.family": [SANS],  # ships with matplotlib: the same figure on every machine
     "font.size": FONT_SIZE,
     "text.parse_math": False,
     "text.color": INK,
     "axes.titlesize": FONT_SIZE,
     "axes.titlelocation": "left",
     "axes.titlepad": 4.0,
+    "axes.titley": 1.0,  # no axis is on top, and to look for one takes a tenth of the drawing
     "axes.labelsize": FONT_SIZE,
     "axes.labelpad": 3.0,
     "axes.labelcolor": INK,
@@ -142,7 +149,10 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 class StyledFigure(Figure):
-    """A figure that is laid out and saved in this style, whoever saves it: text in PDFs stays text."""
+    """A figure that is laid out and saved in this style, whoever saves it: text in PDFs stays text.
+
+    Text may be in any script: before it is drawn, fonts are added for what the base font lacks (see `fonts`).
+    """
 
     _print_height = 0.0  # of the small print, as a share of the figure's height
     _shared_xlabel: Text | None = None
@@ -174,13 +184,97 @@ class StyledFigure(Figure):
         if isinstance(engine, ConstrainedLayoutEngine):
             engine.set(rect=(0, share, 1, 1 - share))
 
+    @allow_rasterization
+    def draw(self, renderer: RendererBase) -> None:
+        """Like `Figure.draw`, in any script."""
+        self.find_fonts()
+        with self._empty_labels_stay():
+            super().draw(renderer)
+
+    @contextmanager
+    def _empty_labels_stay(self) -> Iterator[None]:
+        """No axis' name that is empty is moved below the tick labels: to measure them is a sixth of the drawing."""
+        empty: list[Any] = [
+            axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)
+            if not axis.label.get_text() and getattr(axis, "_autolabelpos", False)
+        ]  # fmt: skip
+        for axis in empty:
+            axis._autolabelpos = False
+        try:
+            yield
+        finally:
+            for axis in empty:
+                axis._autolabelpos = True
+
+    def find_fonts(self) -> set[str]:
+        """Adds fonts to texts that need them, writes code points where there are none; the families added."""
+        added: set[str] = set()
+        for text in self._texts():
+            content, base = text.get_text(), text.get_fontfamily()[0]
+            if content.isascii() or base not in (SANS, MONOSPACED):
+                continue
+            lines = [drawable(line, base) for line in content.split("\n")]
+            text.set_text("\n".join(lines))
+            names = families(lines, base)
+            if len(names) > 1:
+                text.set_fontfamily(names)
+                added.update(names[1:])
+        for ax in self.axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                for which, formatter in (("major", axis.get_major_formatter()), ("minor", axis.get_minor_formatter())):
+                    if not isinstance(formatter, FixedFormatter) or all(str(name).isascii() for name in formatter.seq):
+                        continue
+                    formatter.seq = [drawable(str(name)) for name in formatter.seq]
+                    names = families(formatter.seq)
+                    if len(names) > 1:
+                        axis.set_tick_params(which=which, labelfontfamily=names)
+                        added.update(names[1:])
+        return added
+
+    def _texts(self) -> Iterator[Text]:
+        """All texts but tick labels: those are made anew whenever the figure is drawn."""
+        legends = [*self.legends, *(legend for ax in self.axes if (legend := ax.get_legend()) is not None)]
+        for legend in legends:
+            yield from legend.get_texts()
+        yield from self.texts
+        for ax in self.axes:
+            yield from (child for child in ax.get_children() if isinstance(child, Text))
+            yield from (ax.xaxis.label, ax.yaxis.label)
+
     @styled
     def savefig(self, fname: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Like `Figure.savefig`; the file holds no date, so the same figure is the same bytes."""
         kind = kwargs.get("format") or Path(str(fname)).suffix.lstrip(".").lower()
         if kind == "pdf":
             kwargs.setdefault("metadata", {"CreationDate": None})
-        super().savefig(fname, **kwargs)
+            if any(has_postscript_outlines(family) for family in self.find_fonts()):
+                # Their outlines can't be embedded as TrueType. matplotlib 3.11 reads ps.fonttype for PDFs' subsets too.
+                matplotlib.rcParams.update({"pdf.fonttype": 3, "ps.fonttype": 3})
+        if kind == "png":
+            kwargs["metadata"] = {"Description": description(self)} | (kwargs.get("metadata") or {})
+        engine = self.get_layout_engine()
+        if engine is None or kwargs.get("bbox_inches") is not None:
+            super().savefig(fname, **kwargs)
+            return
+        # matplotlib would draw the whole figure once more to lay it out.
+        self._lay_out(kwargs.get("dpi", DPI))
+        self.set_layout_engine("none")
+        try:
+            super().savefig(fname, **kwargs)
+        finally:
+            self.set_layout_engine(engine)
+
+    def _lay_out(self, dpi: float) -> None:
+        engine, before = self.get_layout_engine(), self.dpi
+        if engine is None or not isinstance(dpi, int | float):
+            return
+        self.find_fonts()
+        self.dpi = dpi
+        try:
+            with self._empty_labels_stay():
+                engine.execute(self)
+        finally:
+            self.dpi = before
 
 
 @styled
@@ -227,8 +321,8 @@ def caption(fig: Figure, about: str, note: str = "") -> None:
         note: What else a reader must know to use the numbers, e.g. "bands: 5-95 % of tokens".
     """
     inches, height = (float(size) for size in fig.get_size_inches())
-    characters = int(inches * 72 / (PRINT_FONT_SIZE * 0.58))  # 0.58 em: DejaVu Sans' mean advance, rounded up
-    lines = textwrap.wrap(f"{about} · {note}" if note else about, characters) or [""]
+    width = 0.94 * inches * POINTS - 3  # on screens, letters of this size are up to 6 % wider than in print
+    lines = wrapped(f"{about} · {note}" if note else about, PRINT_FONT_SIZE, width, most_lines=None)
     room = (len(lines) * PRINT_FONT_SIZE * 1.25 + 4) / 72
     height += room
     fig.set_size_inches(inches, height)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
@@ -74,9 +75,10 @@ class DocumentSums:
         return np.where(degrees > 0, degrees, np.nan)
 
 
-def enough(documents: Numbers, effective: Floats) -> np.ndarray:
+def enough(documents: Numbers | int, effective: Floats | float) -> NDArray[np.bool_]:
     """Whether there are documents enough for an interval."""
-    return (np.asarray(documents) >= MIN_DOCUMENTS) & (np.nan_to_num(effective) >= MIN_EFFECTIVE_DOCUMENTS)
+    known: NDArray[np.bool_] = np.asarray(documents) >= MIN_DOCUMENTS
+    return known & (np.nan_to_num(effective) >= MIN_EFFECTIVE_DOCUMENTS)
 
 
 def none_of(effective: Floats) -> Floats:
@@ -267,7 +269,7 @@ def effect_intervals(effects_GP: Floats, tokens_G: Numbers, weights_GR: Numbers)
     effective = float(ratio(total**2, (tokens_G**2).sum()))
     smaller = np.minimum(np.nan_to_num(carrying, nan=effective), effective)
     counted = int((tokens_G > 0).sum())
-    if not enough(counted, np.float64(effective)) or not weights_GR.shape[1]:
+    if not enough(counted, effective) or not weights_GR.shape[1]:
         return Effects(mean, nothing, nothing, nothing, smaller)
     error = _errors(effects_GP, tokens_G, np.ones((len(tokens_G), 1)))[1][0]
     ends = []

@@ -110,7 +110,8 @@ def standardized(counts_BE: Numbers) -> tuple[Floats, Floats, Floats]:
     noise = float(within[several_B].mean()) if several_B.any() else 0.0
 
     def squares(variance_B: Floats) -> Floats:
-        return variance_B * (1 - 2 * weights_B) + (weights_B**2 * variance_B).sum()
+        expected_B: Floats = variance_B * (1 - 2 * weights_B) + (weights_B**2 * variance_B).sum()
+        return expected_B
 
     of_noise_B, of_documents_B = squares(noise / sizes_B), squares(np.ones_like(sizes_B))
     excess = float((deviations_BE**2).sum() - of_noise_B.sum())

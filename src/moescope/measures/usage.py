@@ -19,11 +19,11 @@ Numbers = NDArray[Any]
 """Counts, or sums of reals."""
 
 
-def ratio(numerator: Numbers, denominator: Numbers) -> Floats:
+def ratio(numerator: Numbers | float, denominator: Numbers | float) -> Floats:
     """`numerator / denominator` in float64, NaN where the denominator is 0."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    quotient = np.full(numerator.shape, np.nan)
-    np.divide(numerator, denominator, out=quotient, where=denominator != 0)
+    above, below = np.broadcast_arrays(np.asarray(numerator), np.asarray(denominator))
+    quotient = np.full(above.shape, np.nan)
+    np.divide(above, below, out=quotient, where=below != 0)
     return quotient
 
 
@@ -107,10 +107,15 @@ def domain_entropy(tokens_D: Numbers) -> Floats:
 
 
 def lift(specialization_DE: Floats) -> Floats:
-    """Domain specialization divided by its mean over the domains that have tokens; domains have equal weight."""
+    """Domain specialization divided by its mean over the domains that have tokens; domains have equal weight.
+
+    NaN where fewer than two domains have tokens: there is nothing to compare.
+    """
     known_DE = ~np.isnan(specialization_DE)
+    num_known_1E = known_DE.sum(axis=-2, keepdims=True)
     means_1E = ratio(
-        np.where(known_DE, specialization_DE, 0.0).sum(axis=-2, keepdims=True), known_DE.sum(axis=-2, keepdims=True)
+        np.where(known_DE, specialization_DE, 0.0).sum(axis=-2, keepdims=True),
+        np.where(num_known_1E > 1, num_known_1E, 0),
     )
     return ratio(specialization_DE, np.where(np.isnan(means_1E), 0.0, means_1E))
 

@@ -1,4 +1,4 @@
-"""A results folder as one self-contained HTML page."""
+"""A results folder as an HTML page: beside its figures, or as one file that stands alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from moescope.report.keynumbers import per_layer
 from moescope.report.sections import sections
 from moescope.report.specialists import specialists
 from moescope.report.views import Cell, TableView
+from moescope.results.places import expanded
 from moescope.results.reading import Results
 from moescope.results.text import number
 
@@ -22,12 +23,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PAGE = "index.html"
+SINGLE_FILE = "report.html"
 ASSETS = "assets"
+WINDOW = "Effective window (tokens of a document)"
 SPARK_WIDTH, SPARK_HEIGHT, SPARK_MARGIN = 220, 40, 4
 
 
-def render(folder: str | Path) -> str:
-    """The page about a results folder. Nothing but the folder is read, and the page asks for nothing from anywhere.
+def render(folder: str | Path, *, single_file: bool = False) -> str:
+    """The page about a results folder. Nothing but the folder is read, and the page asks for nothing from elsewhere.
+
+    Args:
+        folder: Where the results are.
+        single_file: The figures become a part of the page; else it shows the folder's, when they are scrolled to.
 
     Raises:
         ResultsError: It is no results folder.
@@ -49,21 +56,34 @@ def render(folder: str | Path) -> str:
         findings=find(results),
         facts=facts(results),
         specialists=specialists(results),
-        sections=sections(results),
+        sections=sections(results, single_file=single_file),
+        single_file=single_file,
         reproduction=reproduction(results),
         css=(assets / "page.css").read_text(encoding="utf-8"),
         script=(assets / "page.js").read_text(encoding="utf-8"),
     )
 
 
-def write(folder: str | Path) -> Path:
-    """Writes (or rewrites) the page of a results folder that is already there, and returns its place.
+def write(folder: str | Path, *, single_file: bool = False) -> Path:
+    """Writes (or rewrites) the page of a results folder that is already there.
+
+    Args:
+        folder: Where the results are.
+        single_file: Write `report.html` too, which is the same with all figures inside and needs nothing beside it.
+
+    Returns:
+        The path of `index.html`, or of `report.html` where that was asked for.
 
     Raises:
         ResultsError: It is no results folder.
     """
-    page = render(folder)
-    target, partial = Path(folder) / PAGE, Path(folder) / f".{PAGE}.partial"
+    folder = expanded(folder)
+    target = _put(folder, PAGE, render(folder))
+    return _put(folder, SINGLE_FILE, render(folder, single_file=True)) if single_file else target
+
+
+def _put(folder: Path, name: str, page: str) -> Path:
+    target, partial = folder / name, folder / f".{name}.partial"
     # Made anew: what lies there may be a link to something else.
     partial.unlink(missing_ok=True)
     with partial.open("x", encoding="utf-8") as file:
@@ -89,10 +109,17 @@ def lede(results: Results) -> str:
     if manifest.corpus is None:
         return f"Their weights alone, of {results.layers_in_words}: no text was read."
     return (
-        f"{manifest.num_tokens:,} tokens from {documents:,} documents of the corpus “{manifest.corpus}”, seen at "
+        f"{manifest.num_tokens:,} tokens from {documents:,} documents{_window(results)} of the corpus "
+        f"“{manifest.corpus}”, seen at "
         f"{results.layers_in_words}. At each, the router selects {manifest.num_experts_per_token} of "
         f"{manifest.num_experts} experts for every token."
     )
+
+
+def _window(results: Results) -> str:
+    """How much was taken of a document at most."""
+    window = results.manifest.options.get("window")
+    return f" (at most {window:,} tokens of each)" if isinstance(window, int) else ""
 
 
 @dataclass(frozen=True)
@@ -133,7 +160,7 @@ def reproduction(results: Results) -> dict[str, Any]:
         ("Corpus", manifest.corpus or "none"),
         ("Corpus fingerprint", manifest.corpus_fingerprint or "–"),
         ("Seed", str(manifest.seed)),
-        *((name.replace("_", " ").capitalize(), _said(value)) for name, value in manifest.options.items()),
+        *((_option(name), _said(value)) for name, value in manifest.options.items()),
         ("moescope", manifest.moescope_version),
         ("torch", manifest.torch_version),
         ("transformers", manifest.transformers_version),
@@ -144,7 +171,7 @@ def reproduction(results: Results) -> dict[str, Any]:
     return {
         "command": command_line(results),
         "facts": [(name, value) for name, value in facts if name != "Command line"],
-        "notes": manifest.notes,
+        "notes": [*manifest.failures, *manifest.notes],
         "domains": _domains(results),
     }
 
@@ -163,6 +190,10 @@ def command_line(results: Results) -> str:
     return shlex.join(words)
 
 
+def _option(name: str) -> str:
+    return WINDOW if name == "window" else name.replace("_", " ").capitalize()
+
+
 def _said(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name.replace('_', ' ')}: {_said(of)}" for name, of in value.items())
@@ -174,7 +205,7 @@ def _said(value: Any) -> str:
 def _domains(results: Results) -> TableView:
     rows = [
         [
-            Cell(domain.name, domain.name),
+            Cell(domain.label or domain.name, domain.label or domain.name),
             Cell(domain.group or "", domain.group or ""),
             Cell(f"{domain.num_tokens:,}", str(domain.num_tokens)),
             Cell(f"{domain.num_documents:,}", str(domain.num_documents)),

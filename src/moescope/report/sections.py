@@ -26,8 +26,14 @@ class Section:
     definitions: dict[str, str]
     tables: list[TableView]
 
+    @property
+    def contents(self) -> str:
+        """How much there is in it: `4 figures, 2 tables`."""
+        counts = ((len(self.figures), "figure"), (len(self.tables), "table"))
+        return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
 
-def sections(results: Results) -> list[Section]:
+
+def sections(results: Results, *, single_file: bool = False) -> list[Section]:
     """All sections: questions in the registry's order, then those it does not know, then the rest of the folder."""
     ran = results.manifest.analyses
     known = {entry.name: entry.summary for entry in registry.ENTRIES}
@@ -41,7 +47,7 @@ def sections(results: Results) -> list[Section]:
             # Those of one column first, so that two fit side by side.
             figures=sorted(
                 (
-                    view_figure(figure, path, words.caption(figure))
+                    view_figure(figure, path, words.caption(figure), single_file=single_file)
                     for figure, path in results.figures.items()
                     if _owner(figure, order) == name
                 ),
@@ -49,7 +55,7 @@ def sections(results: Results) -> list[Section]:
             ),
             definitions=words.definitions(name),
             tables=[
-                view_table(table, frame, path)
+                view_table(table, frame, path, single_file=single_file)
                 for table, path in results.tables.items()
                 if _owner(table, order) == name and (frame := results.table(table)) is not None
             ],

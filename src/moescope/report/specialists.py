@@ -52,7 +52,7 @@ def specialists(results: Results) -> Chart | None:
     frame = frame.head(MOST_ROWS)
     from moescope.figures.style import group_colors
 
-    groups = {domain.name: domain.group for domain in results.manifest.domains if domain.group}
+    groups = {domain.label or domain.name: domain.group for domain in results.manifest.domains if domain.group}
     colors = group_colors(groups)
     # The axis ends at the next tenth.
     longest = float(frame[["ci_high", "domain_specialization", "uniform_baseline"]].max().max())

@@ -25,9 +25,10 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DomainSample(BaseModel):
-    """How much of one domain was counted."""
+    """How much of one domain was counted; `label` is what tables call it, where that is not its name."""
 
     name: str
+    label: str | None = None
     group: str | None = None
     num_tokens: Count
     num_documents: Count
@@ -61,6 +62,7 @@ class Manifest(BaseModel):
     options: dict[str, Any]
     interventions: list[dict[str, Any]] = []
     notes: list[str] = []
+    failures: list[str] = []
     pass_seconds: Seconds
     total_seconds: Seconds
     peak_memory_bytes: Count
@@ -75,6 +77,7 @@ def make_manifest(
     corpus: Corpus | None = None,
     sampler: Sampler | None = None,
     notes: Sequence[str] = (),
+    failures: Sequence[str] = (),
     pass_seconds: float,
     total_seconds: float,
 ) -> Manifest:
@@ -88,6 +91,7 @@ def make_manifest(
         corpus: Where the text came from; None where none was read.
         sampler: What chose the tokens; None where no text was read.
         notes: What was left out or fell short, in order; what corpus and sampler noted is put around them.
+        failures: What could not be made, and why.
         pass_seconds: Duration of the forward passes.
         total_seconds: Duration of everything.
     """
@@ -97,12 +101,16 @@ def make_manifest(
     if corpus is not None and sampler is not None:
         notes = [*corpus.notes, *notes, *sampler.warnings]
         options = {**options, "window": sampler.window}
-        counts = zip(context.domains, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
+        counts = zip(corpus.domains, corpus.labels, sampler.num_tokens_D, sampler.num_documents_D, strict=True)
         domains = [
             DomainSample(
-                name=name, group=context.groups.get(name), num_tokens=int(tokens), num_documents=int(documents)
+                name=name,
+                label=label if label != name else None,
+                group=corpus.groups.get(name),
+                num_tokens=int(tokens),
+                num_documents=int(documents),
             )
-            for name, tokens, documents in counts
+            for name, label, tokens, documents in counts
         ]
     return Manifest(
         command=command,
@@ -127,6 +135,7 @@ def make_manifest(
         options=dict(options),
         interventions=[dict(change) for change in model.interventions],
         notes=list(notes),
+        failures=list(failures),
         pass_seconds=round(pass_seconds, 3),
         total_seconds=round(total_seconds, 3),
         peak_memory_bytes=peak_memory_bytes(),

@@ -6,6 +6,7 @@ import html
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,6 +51,25 @@ class Made(Mapping[str, Value]):
         return f"{type(self).__name__}({', '.join(self._makers)})"
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one question gave, each kind made when it is asked for: one that fails takes no other with it.
+
+    Attributes:
+        name: The question.
+        frames: Makes its tables as rows.
+        arrays: Makes its matrices.
+        files: Makes its text files.
+        figures: Gives what draws each of its figures.
+    """
+
+    name: str
+    frames: Callable[[], Mapping[str, pd.DataFrame]] = dict
+    arrays: Callable[[], Mapping[str, Mapping[str, np.ndarray]]] = dict
+    files: Callable[[], Mapping[str, str]] = dict
+    figures: Callable[[], Mapping[str, Figure]] = dict
+
+
 class Outcome(ABC):
     """A finished run.
 
@@ -89,18 +109,49 @@ class Outcome(ABC):
         """The accumulated statistics by file name without suffix, to merge or continue."""
         return {}
 
+    def parts(self) -> Iterator[Part]:
+        """What is written, in parts of which each can fail without the others."""
+        yield Part(
+            self.manifest.command, lambda: self.frames, lambda: self.arrays, lambda: self.files, lambda: self.figures
+        )
+
     def write(self, folder: ResultsFolder) -> None:
-        """Writes everything into a folder in the making: what cost most to compute first, figures last."""
-        for name, statistic in self.state.items():
-            folder.write_state(name, statistic)
-        for name, frame in self.frames.items():
-            folder.write_table(name, frame)
-        for name, arrays in self.arrays.items():
-            folder.write_arrays(name, dict(arrays))
-        for name, text in self.files.items():
-            folder.write_text(name, text)
+        """Writes everything into a folder in the making: what cost most to compute first, figures last.
+
+        What can't be made or written is left out, and the folder says so when it is left.
+        """
         folder.write_manifest(self.manifest)
-        folder.write_figures(self.figures.items())
+        parts = list(self.parts())
+        for name, statistic in self.state.items():
+            with folder.attempt(f"state {name}"):
+                folder.write_state(name, statistic)
+        for part in parts:
+            with folder.attempt(f"tables of {part.name}"):
+                for name, frame in part.frames().items():
+                    with folder.attempt(f"table {name}"):
+                        folder.write_table(name, frame)
+        for part in parts:
+            with folder.attempt(f"arrays of {part.name}"):
+                for name, arrays in part.arrays().items():
+                    folder.write_arrays(name, dict(arrays))
+            with folder.attempt(f"files of {part.name}"):
+                for name, text in part.files().items():
+                    folder.write_text(name, text)
+        with folder.attempt("figures"):
+            folder.write_figures(self._made_figures(parts, folder))
+
+    @staticmethod
+    def _made_figures(parts: list[Part], folder: ResultsFolder) -> Iterator[tuple[str, Figure]]:
+        for part in parts:
+            figures: Mapping[str, Figure] = {}
+            with folder.attempt(f"figures of {part.name}"):
+                figures = part.figures()
+            for name in figures:
+                made: list[Figure] = []
+                with folder.attempt(f"figure {name}"):
+                    made.append(figures[name])
+                for figure in made:
+                    yield name, figure
 
     def save(self, out: str | Path, *, force: bool = False) -> Path:
         """Writes everything to a folder.
@@ -112,6 +163,7 @@ class Outcome(ABC):
         Raises:
             ResultsError: The folder exists and `force` is not set, or it is not one of moescope's.
             EnvironmentFailure: The disk refuses.
+            IncompleteResults: Something could not be made; the rest is in the folder that the error names.
         """
         of_type(out, (str, os.PathLike), "out", "a path")
         with ResultsFolder(out, force=force) as folder:

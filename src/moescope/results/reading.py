@@ -21,6 +21,7 @@ from moescope.results.checking import (
 )
 from moescope.results.manifest import MANIFEST, SCHEMA_VERSION, Manifest
 from moescope.results.phases import of_all
+from moescope.results.places import expanded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ class Results:
         Raises:
             ResultsError: It is no results folder, or one of another version.
         """
-        path = Path(path)
+        path = expanded(path)
         file = found(path, MANIFEST, MANIFEST_BYTES)
         if file is None:
             raise ResultsError(

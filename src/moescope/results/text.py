@@ -27,3 +27,11 @@ def number(value: Any, digits: int = 3) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
     return MISSING if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def size(num_bytes: float) -> str:
+    """A number of bytes with its unit."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.3g} {unit}"
+    return f"{num_bytes:.0f} B"

@@ -6,21 +6,22 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moescope.analyses import registry
-from moescope.analyses.base import Analysis, Given
+from moescope.analyses.base import Analysis, Drawing, Given, check_types
 from moescope.analyses.finding import Fact, Finding, as_records, facts, find
-from moescope.arguments import check_types
+from moescope.analyses.sizes import check_memory
 from moescope.context import Context
 from moescope.corpora import Sampler
 from moescope.errors import AnalysisFailed, ModelError, UsageError, noted
 from moescope.one_pass import feed
-from moescope.results import Made, Manifest, Outcome, Results
+from moescope.results import Made, Manifest, Outcome, Part, Results
 from moescope.results.manifest import make_manifest
 from moescope.results.phases import ALL_PHASES, by_phase
+from moescope.results.writing import failure
 from moescope.run.answering import answer, chosen_analyses, statistics_of, steps_of
 from moescope.run.replaying import replay
 from moescope.statistics.provenance import Provenance
@@ -63,6 +64,7 @@ class Run(Outcome):
     made: dict[str, xr.Dataset]
     manifest: Manifest
     phases: dict[str, tuple[dict[str, Statistic[Any]], dict[str, xr.Dataset]]] = field(default_factory=dict)
+    _rows_made: dict[str, Mapping[str, pd.DataFrame]] = field(default_factory=dict, init=False, compare=False)
 
     @property
     def tables(self) -> Mapping[str, xr.Dataset]:
@@ -71,48 +73,64 @@ class Run(Outcome):
 
     @cached_property
     def frames(self) -> Mapping[str, pd.DataFrame]:
-        """The tables as rows, by file name without suffix; with `phase` where there are generated tokens."""
-        made = {
-            name: frame
-            for analysis, table in self._answered()
-            for name, frame in analysis.frames(table, self.context).items()
-        }
-        if not self.phases:
-            return made
-        of_phase = {
-            phase: {
-                name: frame
-                for analysis, table in tables.items()
-                for name, frame in self.analyses[analysis].frames(table, self.context).items()
-            }
-            for phase, (_, tables) in self.phases.items()
-        }
-        return by_phase(of_phase | {ALL_PHASES: made})
+        """The tables as rows, by file name without suffix."""
+        return {name: frame for question in self.made for name, frame in self._rows(question).items()}
 
     @cached_property
     def figures(self) -> Mapping[str, Figure]:
         """Figures by file name without suffix, each drawn when it is asked for."""
-        return Made(
-            dict(drawing for analysis, table in self._answered() for drawing in analysis.figures(table, self.context))
-        )
+        return Made(dict(drawing for question in self.made for drawing in self._drawings(question)))
 
     @property
     def arrays(self) -> Mapping[str, Mapping[str, np.ndarray]]:
         """Matrices of experts by experts and the like, by file name without suffix."""
-        return {
-            name: arrays
-            for analysis, table in self._answered()
-            for name, arrays in analysis.arrays(table, self.context).items()
-        }
+        return {name: arrays for question in self.made for name, arrays in self._arrays(question).items()}
 
     @property
     def files(self) -> Mapping[str, str]:
         """Text files, by path inside the results folder; findings and facts are among them."""
-        texts = dict(file for analysis, table in self._answered() for file in analysis.files(table, self.context))
-        said = {FINDINGS: as_records(self.findings), FACTS: as_records(self.facts)}
-        return texts | {
-            name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()
+        return dict(file for question in self.made for file in self._texts(question)) | self._said()
+
+    def parts(self) -> Iterator[Part]:
+        """Each question, and what is said of all of them after them."""
+        for question in self.made:
+            yield Part(
+                question,
+                partial(self._rows, question),
+                partial(self._arrays, question),
+                lambda question=question: dict(self._texts(question)),  # type: ignore[misc]
+                lambda question=question: Made(dict(self._drawings(question))),  # type: ignore[misc]
+            )
+        yield Part("findings", files=self._said)
+
+    def _rows(self, question: str) -> Mapping[str, pd.DataFrame]:
+        if question not in self._rows_made:
+            self._rows_made[question] = self._made_rows(question)
+        return self._rows_made[question]
+
+    def _made_rows(self, question: str) -> Mapping[str, pd.DataFrame]:
+        """A question's tables as rows; with `phase` where there are generated tokens."""
+        analysis = self.analyses[question]
+        rows = analysis.frames(self.made[question], self.context)
+        of_phase = {
+            phase: analysis.frames(tables[question], self.context)
+            for phase, (_, tables) in self.phases.items()
+            if question in tables
         }
+        return by_phase(of_phase | {ALL_PHASES: rows}) if of_phase else rows
+
+    def _arrays(self, question: str) -> Mapping[str, Mapping[str, np.ndarray]]:
+        return self.analyses[question].arrays(self.made[question], self.context)
+
+    def _texts(self, question: str) -> Iterator[tuple[str, str]]:
+        return self.analyses[question].files(self.made[question], self.context)
+
+    def _drawings(self, question: str) -> Iterator[Drawing]:
+        return self.analyses[question].figures(self.made[question], self.context)
+
+    def _said(self) -> dict[str, str]:
+        said = {FINDINGS: as_records(self.findings), FACTS: as_records(self.facts)}
+        return {name: json.dumps(records, indent=2, ensure_ascii=False) + "\n" for name, records in said.items()}
 
     @property
     def state(self) -> Mapping[str, Statistic[Any]]:
@@ -132,9 +150,6 @@ class Run(Outcome):
     def facts(self) -> list[Fact]:
         """Levels of numbers in the run's sample, in sentences computed from its tables."""
         return facts(Results(Path(), self.manifest, dict(self.frames)))
-
-    def _answered(self) -> Iterator[tuple[Analysis, xr.Dataset]]:
-        return ((self.analyses[name], table) for name, table in self.made.items())
 
 
 def capture(
@@ -180,12 +195,13 @@ def capture(
 
     Raises:
         UsageError: An analysis, layer or number that does not exist or makes no sense, each with a remedy.
+        EnvironmentFailure: The counts and samples do not fit into memory; nothing was read.
         AnalysisFailed: An analysis failed after the pass; its `run` holds all that was answered.
     """
     started = time.perf_counter()
     trace = model if isinstance(model, Trace) else None
     numbers = {"num_tokens": num_tokens, "sequence_length": sequence_length, "batch_tokens": batch_tokens, "seed": seed}
-    check_types(model, corpus, analyses, skip, predictions, traced=trace is not None, **numbers)
+    check_types(model, corpus, analyses, skip, predictions, registry.names(), traced=trace is not None, **numbers)
     if not isinstance(model, Trace):
         model.refresh()
     chosen = model.check_layers(layers)
@@ -193,6 +209,9 @@ def capture(
     notes: list[str] = []
     with noted(notes):
         asked = chosen_analyses(analyses, skip, context, notes)
+    if context.domains:
+        check_memory(asked.values(), context)
+    with noted(notes):
         steps, by = steps_of(asked.values(), context)
         phases = trace.phases if trace is not None and len(trace.phases) > 1 else ()
         statistics_by = {phase: statistics_of(steps, context) for phase in (ALL_PHASES, *phases)}
@@ -253,9 +272,18 @@ def capture(
     answers, made = answers_by[ALL_PHASES], made_by[ALL_PHASES]
     for entry in registry.entries("joint"):
         joint = registry.find(entry.name)
-        table = joint.table({}, context, Given(tables=made))
+        try:
+            table = joint.table({}, context, Given(tables=made))
+        except Exception as why:
+            asked[entry.name], answers.failed[joint] = joint, why
+            continue
         if table.data_vars and entry.name not in skip:
             asked[entry.name], made[entry.name] = joint, table
+    failed = {
+        name: error
+        for name, analysis in asked.items()
+        if (error := answers.failed.get(by.get(analysis, analysis))) is not None
+    }
     manifest = make_manifest(
         context,
         command=command,
@@ -264,6 +292,7 @@ def capture(
         corpus=source,
         sampler=sampler,
         notes=list(dict.fromkeys(notes)),
+        failures=[failure(name, error) for name, error in failed.items()],
         pass_seconds=pass_seconds,
         total_seconds=time.perf_counter() - started,
     )
@@ -275,11 +304,10 @@ def capture(
         manifest,
         {phase: (statistics_by[phase], made_by[phase]) for phase in phases},
     )
-    for name, analysis in asked.items():
-        if (error := answers.failed.get(by.get(analysis, analysis))) is not None:
-            if not made:
-                raise error
-            raise AnalysisFailed(name, error, run) from error
+    for name, error in failed.items():
+        if not made and (not statistics or isinstance(error, UsageError)):
+            raise error
+        raise AnalysisFailed(name, error, run) from error
     return run
 
 
@@ -318,8 +346,8 @@ def _context(
     return Context(
         model=model.info,
         layers=tuple(layers),
-        domains=corpus.domains if corpus is not None else (),
-        groups=corpus.groups if corpus is not None else {},
+        domains=corpus.labels if corpus is not None else (),
+        groups=corpus.label_groups if corpus is not None else {},
         corpus_name=corpus.name if corpus is not None else "",
         num_tokens=(NUM_TOKENS if num_tokens is None else num_tokens) if corpus is not None else 0,
         seed=seed or 0,

@@ -118,7 +118,7 @@ def record_trace(
         facts = _facts(model, corpus, sampler, writer, chosen, seed, sampling)
         write_facts(folder.writing_to, facts, texts_of(model.tokenizer, writer.token_ids))
         context = Context(
-            model=model.info, layers=tuple(chosen), domains=corpus.domains, groups=corpus.groups,
+            model=model.info, layers=tuple(chosen), domains=corpus.labels, groups=corpus.label_groups,
             corpus_name=corpus.name, num_tokens=facts.num_tokens, seed=seed, predictions=bool(predictions),
             corpus_fingerprint=corpus.fingerprint,
         )  # fmt: skip
@@ -197,7 +197,7 @@ def _recorded(
             Source(
                 document.document_id if document is not None else str(document_hash),
                 document_hash,
-                corpus.domains[domain_id],
+                corpus.labels[domain_id],
                 document.source if document is not None else "",
                 document.text if document is not None else None,
             )
@@ -329,11 +329,11 @@ def _facts(
         domains=[
             TracedDomain(
                 name=name,
-                group=corpus.groups.get(name),
+                group=corpus.label_groups.get(name),
                 num_tokens=writer.num_tokens.get(name, 0),
                 num_documents=writer.num_documents.get(name, 0),
             )
-            for name in corpus.domains
+            for name in corpus.labels
         ],
         sampling=sampling,
         columns=sorted(writer.columns | {"expert_ids", "ranks"}),

@@ -37,7 +37,7 @@ def replay(
         wanted: Most tokens to take of each document, by its hash; None: all of all documents.
         on_batch: Called after each block with the number of tokens it counted.
     """
-    domain_ids = {domain: position for position, domain in enumerate(trace.corpus.domains)}
+    domain_ids = {domain.name: position for position, domain in enumerate(trace.facts.domains)}
     if "document_id" not in trace.columns:
         statistics = {
             phase: [statistic for statistic in of_phase if not statistic.needs_documents]

@@ -105,14 +105,7 @@ class Statistic(ABC, Generic[Record]):
         Raises:
             UsageError: The two were made with different parameters, are of different models, or have text in common.
         """
-        if other is self:
-            raise UsageError("a statistic cannot be merged with itself", expected="states of different samples of text")
-        if type(other) is not type(self) or other.parameters != self.parameters:
-            raise UsageError(
-                f"cannot merge {type(other).__name__}({getattr(other, 'parameters', '')}) into "
-                f"{type(self).__name__}({self.parameters})",
-                expected="the same statistic made with the same parameters",
-            )
+        self._check_mergeable(other)
         provenance = self.provenance.merged(other.provenance)
         for name, tensor in other.state.items():
             if name in self._real:
@@ -122,6 +115,16 @@ class Statistic(ABC, Generic[Record]):
         self.provenance = provenance
         return self
 
+    def _check_mergeable(self, other: Statistic[Any]) -> None:
+        if other is self:
+            raise UsageError("a statistic cannot be merged with itself", expected="states of different samples of text")
+        if type(other) is not type(self) or other.parameters != self.parameters:
+            raise UsageError(
+                f"cannot merge {type(other).__name__}({getattr(other, 'parameters', '')}) into "
+                f"{type(self).__name__}({self.parameters})",
+                expected="the same statistic made with the same parameters",
+            )
+
     def empty(self) -> Self:
         """A new statistic with the same parameters and nothing counted."""
         return type(self)(device=self.device, **self.parameters)
@@ -129,6 +132,10 @@ class Statistic(ABC, Generic[Record]):
     def nbytes(self) -> int:
         """Bytes the state takes."""
         return sum(tensor.nbytes for tensor in self.state.values())
+
+    def resident_bytes(self, num_tokens: int) -> int:
+        """Bytes of the state that so many tokens fill, where memory that was never written to takes none."""
+        return self.nbytes()
 
     def save(self, path: str | Path) -> None:
         """Writes state and parameters to a safetensors file; `moescope.statistics.storage` says how.
@@ -174,7 +181,7 @@ class Statistic(ABC, Generic[Record]):
 
 
 def _fits(state: Tensor, increment: Tensor) -> bool:
-    """Whether the sum of two tensors of whole numbers surely fits into the dtype of the first."""
+    """Whether the sum of two tensors of whole numbers is certain to fit into the dtype of the first."""
     if not state.numel() or not increment.numel():
         return True
     bounds = torch.iinfo(state.dtype)

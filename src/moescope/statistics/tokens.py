@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from moescope.errors import UsageError
 from moescope.measures.independence import expected_chosen_share, expected_maximum_share, expected_minimum_sum
 from moescope.measures.resampling import halves
 from moescope.records import Routing
-from moescope.statistics.base import Statistic
+from moescope.statistics.type_counts import TypeCounts
 from moescope.statistics.variables import variable
 
 Reading = Literal["input", "predicted", "next"]
@@ -27,12 +27,18 @@ READINGS = {
 }
 
 
-class TokenUsage(Statistic[Routing]):
+EXPERTS_AT_ONCE = 64
+
+
+class TokenUsage(TypeCounts):
     """`N_xe`: how often expert e was selected for tokens of type x, per layer.
 
     Source: OLMoE Eq. 8 (arXiv 2409.02060); ours takes the maximum over experts for each token type and averages over
     types, as OLMoE's Table 8 does. State is one dense table, allocated up front: layers x vocabulary x experts x 4
-    bytes, whatever the number of tokens.
+    bytes, whatever the number of tokens. Where that is more than 1 GiB, it is a list of the cells (type, expert) that
+    are not 0, of 1 GiB. As long as they fit the counts are the same; beyond, the types of the largest ids are pooled
+    (see `moescope.statistics.cells`): they count in `N` and `N_e`, and are left out of averages over types, of top
+    tokens and of the vocabularies compared.
 
     Args:
         layers: MoE layers looked at.
@@ -43,6 +49,8 @@ class TokenUsage(Statistic[Routing]):
             (the true next token; positions without one are not counted).
         ranks: "all" counts all K selected experts, "first" only the one with the greatest weight.
         min_count: Token types seen less often are left out of averages and of lifts.
+        max_cells: Cells of each layer that are kept singly; None: all where a table of them takes up to 1 GiB, else as
+            many as take 1 GiB.
         half: Half of the documents that is counted, 0 or 1; None: all of them.
         seed: Divides documents into halves.
         device: Where the state lives.
@@ -61,6 +69,7 @@ class TokenUsage(Statistic[Routing]):
         reading: Reading = "input",
         ranks: Ranks = "all",
         min_count: int = 10,
+        max_cells: int | None = None,
         half: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -79,6 +88,7 @@ class TokenUsage(Statistic[Routing]):
             reading=reading,
             ranks=ranks,
             min_count=min_count,
+            max_cells=max_cells,
             half=half,
             seed=seed,
         )
@@ -89,7 +99,7 @@ class TokenUsage(Statistic[Routing]):
         self.min_count = max(int(min_count), 1)
         self.num_ranks = num_experts_per_token if ranks == "all" else 1
         self.needs_predictions = reading == "predicted"
-        self._declare("counts_LVE", (len(self.layers), vocab_size, num_experts), torch.int32)
+        self._declare_counts(max_cells)
 
     @classmethod
     def from_counts(
@@ -145,16 +155,8 @@ class TokenUsage(Statistic[Routing]):
         )
         position_N, expert_N, token_N, count_N = rows_N4.unbind(1)
         cells_N = (position_N * vocab_size + token_N) * num_experts + expert_N
-        statistic._combine("counts_LVE", count_N, at=cells_N)
+        statistic._add(cells_N, count_N)
         return statistic
-
-    def _combine(self, name: str, increment: Tensor, at: Any = ...) -> None:
-        """Also takes flat cell indices in `at`, which may repeat."""
-        state = self.state[name]
-        if isinstance(at, Tensor):
-            state.view(-1).index_add_(0, at, increment.to(state.dtype))
-        else:
-            super()._combine(name, increment, at)
 
     def update(self, record: Routing) -> None:
         """Counts each token's type with each of its experts."""
@@ -176,7 +178,7 @@ class TokenUsage(Statistic[Routing]):
             halves_B = halves(record.tokens.document_hashes_B, seed=self.seed)
             ones_T = ones_T * (halves_B[record.tokens.rows_T] == self.half).to(ones_T)
         cells_TK = (position * self.vocab_size + type_ids_T[:, None]) * self.num_experts + expert_ids_TK
-        self._combine("counts_LVE", ones_T[:, None].expand_as(cells_TK).reshape(-1), at=cells_TK.reshape(-1))
+        self._add(cells_TK.reshape(-1), ones_T[:, None].expand_as(cells_TK).reshape(-1))
 
     def compute(self) -> xr.Dataset:
         """Vocabulary specialization `mean_x max_e N_xe / N_x` per layer, and its value under independent routing.
@@ -187,22 +189,25 @@ class TokenUsage(Statistic[Routing]):
 
         Returns:
             By `layer`: vocabulary_specialization, vocabulary_specialization_chance, num_types (averaged over),
-            num_tokens (all positions counted), num_types_seen.
+            num_tokens (all positions counted), num_tokens_pooled (of these, of types not counted singly),
+            num_types_seen.
         """
         num_layers = len(self.layers)
         value_L = np.full(num_layers, np.nan)
         num_tokens_L = np.zeros(num_layers, dtype=np.int64)
         num_seen_L = np.zeros(num_layers, dtype=np.int64)
+        num_pooled_L = np.zeros(num_layers, dtype=np.int64)
         frequencies_LE = np.full((num_layers, self.num_experts), np.nan)
         occurrences: list[NDArray[np.float64]] = []
         for position in range(num_layers):
-            _, counts_UE, totals_U = self._seen(position)
+            _, counts_UE, totals_U, pooled_E = self._seen(position)
             num_seen_L[position] = len(totals_U)
-            num_tokens_L[position] = round(totals_U.sum())
+            num_pooled_L[position] = round(pooled_E.sum() / self.num_ranks)
+            num_tokens_L[position] = round(totals_U.sum()) + num_pooled_L[position]
             counted_U = totals_U >= self.min_count
             occurrences.append(totals_U[counted_U])
             if counted_U.any():
-                frequencies_LE[position] = counts_UE.sum(axis=0) / totals_U.sum()
+                frequencies_LE[position] = self._frequencies(counts_UE, totals_U, pooled_E)
                 value_L[position] = (counts_UE[counted_U].max(axis=1) / totals_U[counted_U]).mean()
         distinct_U = np.unique(np.concatenate([np.empty(0), *occurrences]))
         shares_LU = expected_maximum_share(np.ceil(distinct_U).astype(np.int64), frequencies_LE)
@@ -224,8 +229,9 @@ class TokenUsage(Statistic[Routing]):
                     "token types",
                     f"token types seen at least {self.min_count} times",
                 ),
-                "num_types_seen": variable("layer", num_seen_L, "token types", "token types seen"),
+                "num_types_seen": variable("layer", num_seen_L, "token types", "token types seen and counted singly"),
                 "num_tokens": variable("layer", num_tokens_L, "tokens", "positions counted"),
+                "num_tokens_pooled": variable("layer", num_pooled_L, "tokens", "of these, of types not counted singly"),
             },
             coords={"layer": self.layers},
             attrs={"min_count": self.min_count, "reading": self.reading, "num_ranks": self.num_ranks},
@@ -249,8 +255,11 @@ class TokenUsage(Statistic[Routing]):
         value_L, chance_L = np.full(shape, np.nan), np.full(shape, np.nan)
         num_types_L = np.zeros(shape, dtype=np.int64)
         for position in range(shape if selection is not None else 0):
-            ids_U, counts_UE, totals_U = self._seen(position)
-            ids_S, chosen_SE, totals_S = selection._seen(position)  # type: ignore[union-attr]
+            ids_U, counts_UE, totals_U, pooled_E = self._seen(position)
+            ids_S, chosen_SE, totals_S, _ = selection._seen(position)  # type: ignore[union-attr]
+            # Of half of the documents more types may be counted singly than of all.
+            single_S = np.isin(ids_S, ids_U)
+            ids_S, chosen_SE, totals_S = ids_S[single_S], chosen_SE[single_S], totals_S[single_S]
             at_S = np.searchsorted(ids_U, ids_S)
             held_SE, held_S = counts_UE[at_S] - chosen_SE, totals_U[at_S] - totals_S
             often_S = (totals_S >= self.min_count) & (held_S >= self.min_count)
@@ -262,7 +271,7 @@ class TokenUsage(Statistic[Routing]):
             trials_s = totals_S[often_S].astype(np.int64)
             step_s = 10 ** np.maximum(np.floor(np.log10(trials_s)) - 1, 0)
             trials_U, back_s = np.unique((trials_s // step_s * step_s).astype(np.int64), return_inverse=True)
-            frequencies_E = counts_UE.sum(axis=0) / totals_U.sum()
+            frequencies_E = self._frequencies(counts_UE, totals_U, pooled_E)
             chance_L[position] = expected_chosen_share(trials_U, frequencies_E)[back_s].mean()
         half = f"token types x seen at least {self.min_count} times in each half; x is {READINGS[self.reading]}"
         name = "evaluation_half_vocabulary_specialization"
@@ -299,24 +308,27 @@ class TokenUsage(Statistic[Routing]):
         selected, occurrences = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
         lift = np.full(shape, np.nan)
         for position in range(len(self.layers)):
-            ids_U, counts_UE, totals_U = self._seen(position)
+            ids_U, counts_UE, totals_U, pooled_E = self._seen(position)
             if not len(ids_U):
                 continue
             frequent_first = np.lexsort((ids_U, -totals_U))
             ids_U, counts_UE, totals_U = ids_U[frequent_first], counts_UE[frequent_first], totals_U[frequent_first]
-            shares_UE = counts_UE / totals_U[:, None]
-            frequencies_E = counts_UE.sum(axis=0) / totals_U.sum()
+            frequencies_E = self._frequencies(counts_UE, totals_U, pooled_E)
             rare_U = totals_U < self.min_count
-            for order, key_UE in enumerate((np.where(rare_U[:, None], 0.0, shares_UE), counts_UE)):
-                best_PE = np.argsort(-key_UE, axis=0, kind="stable")[:num_tokens]
-                taken_PE = np.take_along_axis(key_UE, best_PE, axis=0) > 0
-                at = (position, slice(None), order, slice(len(best_PE)))
-                token_ids[at] = np.where(taken_PE, ids_U[best_PE], -1).T
-                selected[at] = (np.take_along_axis(counts_UE, best_PE, axis=0) * taken_PE).T
-                occurrences[at] = (np.ceil(totals_U[best_PE]) * taken_PE).T
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    lift_PE = np.take_along_axis(shares_UE, best_PE, axis=0) / frequencies_E
-                lift[at] = np.where(taken_PE, lift_PE, np.nan).T
+            for first in range(0, self.num_experts, EXPERTS_AT_ONCE):  # a vocabulary by all experts takes gigabytes
+                some = slice(first, first + EXPERTS_AT_ONCE)
+                counts_Ue = counts_UE[:, some]
+                shares_Ue = counts_Ue / totals_U[:, None]
+                for order, key_Ue in enumerate((np.where(rare_U[:, None], 0.0, shares_Ue), counts_Ue)):
+                    best_Pe = np.argsort(-key_Ue, axis=0, kind="stable")[:num_tokens]
+                    taken_Pe = np.take_along_axis(key_Ue, best_Pe, axis=0) > 0
+                    at = (position, some, order, slice(len(best_Pe)))
+                    token_ids[at] = np.where(taken_Pe, ids_U[best_Pe], -1).T
+                    selected[at] = (np.take_along_axis(counts_Ue, best_Pe, axis=0) * taken_Pe).T
+                    occurrences[at] = (np.ceil(totals_U[best_Pe]) * taken_Pe).T
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        lift_Pe = np.take_along_axis(shares_Ue, best_Pe, axis=0) / frequencies_E[some]
+                    lift[at] = np.where(taken_Pe, lift_Pe, np.nan).T
         dims = ("layer", "expert", "order", "rank")
         return xr.Dataset(
             {
@@ -347,7 +359,7 @@ class TokenUsage(Statistic[Routing]):
         shape = (len(self.layers), self.num_experts, self.num_experts)
         value_LEE, independent_LEE = np.full(shape, np.nan), np.full(shape, np.nan)
         for position in range(len(self.layers)):
-            _, counts_UE, totals_U = self._seen(position)
+            _, counts_UE, totals_U, pooled_E = self._seen(position)
             if not len(totals_U):
                 continue
             counts_EU = np.ascontiguousarray(counts_UE.T)
@@ -357,7 +369,8 @@ class TokenUsage(Statistic[Routing]):
                 shared_O = np.minimum(counts_EU[expert], counts_EU[expert:]).sum(axis=1, dtype=np.int64)
                 minimum_EE[expert, expert:] = minimum_EE[expert:, expert] = shared_O
             trials_U, num_types_U = np.unique(np.ceil(totals_U).astype(np.int64), return_counts=True)
-            expected_EE = expected_minimum_sum(trials_U, num_types_U, load_E / totals_U.sum())
+            frequencies_E = self._frequencies(counts_UE, totals_U, pooled_E)
+            expected_EE = expected_minimum_sum(trials_U, num_types_U, frequencies_E)
             both_EE = load_E[:, None] + load_E
             with np.errstate(invalid="ignore"):
                 value_LEE[position] = minimum_EE / (both_EE - minimum_EE)
@@ -377,13 +390,3 @@ class TokenUsage(Statistic[Routing]):
                 "other_expert": np.arange(self.num_experts),
             },
         )
-
-    def _seen(self, position: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]:
-        """Token types seen in a layer: their ids, counts by expert, and occurrences `N_x = Σ_e N_xe / K`.
-
-        Occurrences are whole numbers wherever every token has its K experts; counts from elsewhere may lack some.
-        """
-        counts_VE = self.state["counts_LVE"][position].cpu().numpy()
-        assignments_V = counts_VE.sum(axis=1, dtype=np.int64)
-        ids_U = np.flatnonzero(assignments_V)
-        return ids_U, counts_VE[ids_U], assignments_V[ids_U] / self.num_ranks

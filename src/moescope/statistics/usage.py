@@ -75,6 +75,7 @@ class ExpertUsage(DocumentCounts):
     ) -> None:
         if not domains:
             raise UsageError("`domains` is empty", expected="one or more")
+        layers, num_experts = whole_numbers(layers, "layers"), whole_number(num_experts, "num_experts")
         if num_documents is None:
             num_documents = documents_per_domain(len(layers), len(domains), num_experts) if num_null else 0
         super().__init__(

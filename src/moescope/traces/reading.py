@@ -101,8 +101,8 @@ class Trace:
         facts = self.facts
         return TracedCorpus(
             name=facts.corpus,
-            domains=tuple(domain.name for domain in facts.domains),
-            groups={domain.name: domain.group for domain in facts.domains if domain.group is not None},
+            domains=tuple(_label(domain.name) for domain in facts.domains),
+            groups={_label(domain.name): domain.group for domain in facts.domains if domain.group is not None},
             fingerprint=facts.corpus_fingerprint or facts.sample_hash,
             notes=tuple(facts.notes),
         )
@@ -302,6 +302,11 @@ class Trace:
         with _readable(path):
             table = pq.read_table(path, columns=["token_id", "text"])
             return dict(zip(table["token_id"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+def _label(domain: str) -> str:
+    """What tables call a domain: its name, unless all domains together are called so."""
+    return domain if domain != "all" else "all (domain)"
 
 
 @contextmanager

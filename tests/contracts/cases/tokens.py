@@ -17,6 +17,14 @@ for reading in ("input", "predicted", "next"):
             other={"min_count": 4, "ranks": "all" if ranks == "first" else "first", "vocab_size": VOCAB_SIZE + 1},
         )
 
+for ranks, max_cells in (("all", 10**4), ("all", 60), ("first", 25), ("all", 1)):  # all fit; some; none
+    defaults = {**SIZES, "vocab_size": VOCAB_SIZE, "reading": "next", "ranks": ranks, "max_cells": max_cells}
+    register(
+        f"tokens_{ranks}_{max_cells}_cells",
+        make=lambda defaults=defaults, **changes: TokenUsage(**{**defaults, **changes}),
+        other={"min_count": 4, "max_cells": 61, "vocab_size": VOCAB_SIZE + 1},
+    )
+
 register(
     "tokens_half",
     make=lambda **changes: TokenUsage(**{**SIZES, "vocab_size": VOCAB_SIZE, "half": 0, "seed": 1, **changes}),

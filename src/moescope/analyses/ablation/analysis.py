@@ -142,8 +142,8 @@ def ablate(
     context = Context(
         model=model.info,
         layers=(layer,),
-        domains=corpus.domains,
-        groups=corpus.groups,
+        domains=corpus.labels,
+        groups=corpus.label_groups,
         corpus_name=corpus.name,
         num_tokens=int(sampler.num_tokens_D.sum()),
         seed=seed,
@@ -157,7 +157,7 @@ def ablate(
         **asdict(options),
         "controls": [list(control.experts) for control in controls],
     }
-    table = table_of(measured, controls, frequencies, corpus.domains, seed)
+    table = table_of(measured, controls, frequencies, corpus.labels, seed)
     manifest = make_manifest(
         context,
         command="ablate",

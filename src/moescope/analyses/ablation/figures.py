@@ -24,7 +24,6 @@ def by_domain(frame: pd.DataFrame, description: str, context: Context) -> Figure
     rows = pd.concat([known[known["domain"] == ALL], order]) if len(order) > 1 else order
     fig = effects_with_controls(
         rows,
-        rows["domain"].tolist(),
         context.groups,
         control="controls: mean and 5–95 % of other experts selected about as often",
     )

@@ -89,6 +89,7 @@ def domains(table: xr.Dataset, context: Context) -> Figure:
         column_gaps=gaps,
         groups=context.groups,
     )
+    charts.group_legend(fig, context.groups)
     note = f"experts named first for a domain, in the order of domains; {_chosen(table)}; ablated on the other half"
     caption(fig, context.caption, f"{note}{clipped}")
     return fig
@@ -103,8 +104,9 @@ def top(table: xr.Dataset, context: Context) -> Figure:
     estimated = table.attrs["method"] == "gradient"
     fig = effects_with_controls(
         best.rename(columns=measured),
-        [f"{row.domain} · layer {row.layer}, expert {row.expert}" for row in best.itertuples()],
         context.groups,
+        details=[f" · layer {row.layer}, expert {row.expert}" for row in best.itertuples()],
+        unknown=f"no 95 % CI: fewer than {table.attrs['min_documents']} documents",
         control=f"{'estimate for ' if estimated else ''}controls, experts of the layer that the domain selects about "
         "as often: mean and 5–95 %",
         estimate="estimate for the expert, same documents",
@@ -113,8 +115,6 @@ def top(table: xr.Dataset, context: Context) -> Figure:
         f"bars: measured by ablation on the evaluation half, with 95 % intervals; {_chosen(table)}, highest lower end "
         "of the interval first"
     )
-    if best["delta_loss_measured_ci_low"].isna().any():
-        note += f"; no interval: under {table.attrs['min_documents']} documents there"
     caption(fig, context.caption, note)
     return fig
 

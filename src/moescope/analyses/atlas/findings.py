@@ -94,13 +94,13 @@ def _predictors(results: Results) -> Claim | None:
         return None
     parts = []
     if not measured.empty:
-        where = "of a layer, mean over layers" if main == "ablated" else "drawn at random from all layers"
+        where = "within layers (mean over layers)" if main == "ablated" else "drawn at random from all layers"
         parts.append(f"Rank correlation with the measured Δ loss over {_listed(measured, where)}")
     if not estimated.empty:
         # The estimate by gradient contains the weights, as some of these statistics do; exact ablations do not.
         parts.append(
             f"{'Rank correlation w' if measured.empty else 'W'}ith the Δ loss estimated by gradient, over "
-            f"{_listed(estimated, 'of a layer, mean over layers')}"
+            f"{_listed(estimated, 'within layers (mean over layers)')}"
         )
     text = " ".join(parts) + _other_documents(frame, main)
     best = "" if measured.empty else measured["rank_correlation"].abs().idxmax()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moescope.interventions.document_effects import INTERVAL, Documents, Means, domain_means
-from moescope.measures.clustered import clustered_mean
+from moescope.interventions.document_effects import EFFECTIVE, INTERVAL, P_VALUE, Documents, Means, domain_means
 from moescope.statistics.variables import Variable, variable
 
 Floats = NDArray[np.float64]
@@ -105,6 +104,7 @@ class _Row:
     measured: tuple[float, float, float]
     estimate: tuple[float, float, float]
     p_value: float
+    effective: float
 
 
 def measured_variables(
@@ -156,7 +156,8 @@ def _rows(
             num_documents=int(at_G.sum()),
             measured=_triple(measured, place),
             estimate=_triple(estimate, place),
-            p_value=rise_p_value(effects_GP[at_G, place], documents.predicted_G[at_G]),
+            p_value=float(measured.p_value_DP[0, place]),
+            effective=float(measured.effective_DP[0, place]),
         )
         for place, column in enumerate(columns)
     ]
@@ -166,14 +167,6 @@ def _triple(means: Means, column: int) -> tuple[float, float, float]:
     """Mean, low and high end."""
     mean, low, high = (float(values_DP[0, column]) for values_DP in (means.mean_DP, means.low_DP, means.high_DP))
     return mean, low, high
-
-
-def rise_p_value(effects_g: Floats, predicted_g: NDArray[np.int64]) -> float:
-    """One-sided p-value of a Δ loss per token of 0 or below, over documents; NaN for too few of them."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        per_token_g = effects_g / predicted_g
-    documents_N = np.repeat(np.arange(len(predicted_g)), predicted_g)
-    return clustered_mean(per_token_g[documents_N], documents_N).p_value()
 
 
 def _variables(rows: Sequence[_Row], num_experts: int) -> dict[str, Variable]:
@@ -193,11 +186,8 @@ def _variables(rows: Sequence[_Row], num_experts: int) -> dict[str, Variable]:
         "measured_expert": (experts, "index", "expert that was ablated"),
         "measured_num_tokens": (np.array([row.num_tokens for row in rows], int), "tokens", f"predicted tokens, {on}"),
         "measured_num_documents": (np.array([row.num_documents for row in rows], int), "documents", f"documents, {on}"),
-        "measured_p_value": (
-            np.array([row.p_value for row in rows], float),
-            "probability",
-            "one-sided, of a measured effect of 0 or below, over documents",
-        ),
+        "measured_p_value": (np.array([row.p_value for row in rows], float), "probability", f"{P_VALUE}, measured"),
+        "measured_effective_documents": (np.array([row.effective for row in rows], float), "documents", EFFECTIVE),
     }
     for prefix, definition, values in (
         ("measured_delta_loss", measured, [row.measured for row in rows]),

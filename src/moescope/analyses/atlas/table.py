@@ -209,6 +209,7 @@ def measured_frame(table: xr.Dataset) -> pd.DataFrame:
         "delta_loss_measured_ci_low": "measured_delta_loss_ci_low",
         "delta_loss_measured_ci_high": "measured_delta_loss_ci_high",
         "p_value": "measured_p_value",
+        "effective_documents": "measured_effective_documents",
         "delta_loss_estimate": "measured_estimate",
         "delta_loss_estimate_ci_low": "measured_estimate_ci_low",
         "delta_loss_estimate_ci_high": "measured_estimate_ci_high",

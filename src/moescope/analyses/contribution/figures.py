@@ -8,7 +8,7 @@ import numpy as np
 
 from moescope.figures import caption, charts, style, styled
 from moescope.figures.experts import evenly, quantiles_over_pairs, spread
-from moescope.figures.shaded_text import MONOSPACED, fitting, text_width
+from moescope.figures.fonts import MONOSPACED, fitting, text_width
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -141,8 +141,8 @@ def _row_of_tokens(ax: Axes, tokens: list[str], start: float, end: float, y: flo
 
     x = start
     for token in tokens:
-        text = fitting(token, TEXT_SIZE, 70.0)
-        across = text_width(text, TEXT_SIZE)
+        text = fitting(token, TEXT_SIZE, 70.0, MONOSPACED)
+        across = text_width(text, TEXT_SIZE, MONOSPACED)
         if x + across + 3 > end:
             return
         ax.add_patch(Rectangle((x, y + 0.06 * line), across + 3, 0.86 * line, facecolor=color, alpha=0.13, linewidth=0))

@@ -182,8 +182,8 @@ def _manifest(
     context = Context(
         model=model.info,
         layers=tuple(sorted({layer for layer, _ in found.targets})),
-        domains=usage.corpus.domains if usage else (),
-        groups=usage.corpus.groups if usage else {},
+        domains=usage.corpus.labels if usage else (),
+        groups=usage.corpus.label_groups if usage else {},
         corpus_name=usage.corpus.name if usage else "",
         num_tokens=usage.num_tokens if usage else 0,
         seed=found.seed,
@@ -206,7 +206,8 @@ def _manifest(
         corpus=usage.corpus if usage else None,
         sampler=usage.sampler if usage else None,
         notes=[prompt + sample, *notes],
-        **seconds,
+        pass_seconds=seconds["pass_seconds"],
+        total_seconds=seconds["total_seconds"],
     )
 
 

@@ -189,9 +189,10 @@ def _by_position(study: PromptEffects, model: str) -> Figure:
         ax.grid(axis="y")
         ax.set_title(effect.description if len(study.effects) > 1 else "")
         if len(positions) <= MOST_TICKS:
-            ax.set_xticks(positions, [study.prompt.tokens[position] for position in positions], rotation=90)
+            charts.name_ticks(ax, "x", positions, [study.prompt.tokens[position] for position in positions], room=60.0)
+            ax.tick_params(axis="x", labelrotation=90)
     handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(names), columnspacing=1.2)
+    charts.top_legend(fig, handles, names)
     fig.supylabel("KL(base ‖ changed) (nats)")
     if len(positions) > MOST_TICKS:
         fig.supxlabel("position")
@@ -216,7 +217,7 @@ def _next_tokens(study: PromptEffects, model: str) -> Figure:
     left.plot(rows["probability_after"], heights, "o", color=style.COLORS[0], label="after")
     left.set_xscale("log")
     charts.log_ticks(left, "x")
-    left.set_yticks(heights, names)
+    charts.name_ticks(left, "y", heights.tolist(), names)
     left.set_ylim(len(rows) - 0.5, -0.5)
     charts.label(left, x="probability", title=f"Next token at {_target(study)}")
     right.axvline(0, color=style.NEUTRAL, linewidth=0.6)

@@ -176,6 +176,8 @@ def recovered(table: xr.Dataset, about: str) -> Figure:
     fig, ax = style.figure("column", 2.4)
     layers = table["layer"].values
     for kind, color in COLORS.items():
+        if not np.isfinite(table[f"{kind}_accuracy"].values).any():
+            continue
         percents = {what: 100 * table[f"{kind}_{what}"].values for what in ("accuracy", "ci_low", "ci_high", "chance")}
         charts.band(ax, layers, percents["ci_low"], percents["ci_high"], color=color)
         charts.lines(ax, layers, {kind: percents["accuracy"]}, colors={kind: color}, legend=False)
@@ -225,8 +227,7 @@ def _bare(ax: Axes, xy: NDArray[np.floating]) -> None:
 
 def _legend(fig: Figure, colors: Mapping[str, str]) -> None:
     handles = [Line2D([], [], marker="s", linestyle="", color=color, label=name) for name, color in colors.items()]
-    columns = min(len(handles), 6)
-    fig.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.0, handletextpad=0.1)
+    charts.top_legend(fig, handles, handletextpad=0.1, handlelength=0.8)
 
 
 def _numbers(

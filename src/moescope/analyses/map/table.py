@@ -124,6 +124,9 @@ def _one_layer(
         return plane, row | {f"{kind}_{what}": np.nan for kind in KINDS for what in _RECOVERED}
     neighbors_NK, _ = nearest(torch.from_numpy(points), num_neighbors, documents_N)
     for kind, labels_N in zip(KINDS, (sample.expert_ids_N, sample.domain_ids_N), strict=True):
+        if kind == "domain" and len(torch.unique(labels_N)) < 2:  # nothing to tell apart
+            row |= {f"{kind}_{what}": np.nan for what in _RECOVERED}
+            continue
         recovered = recovery(labels_N, neighbors_NK, documents_N, seed=seed)
         row |= {f"{kind}_accuracy": recovered.accuracy, f"{kind}_ci_low": recovered.low}
         row |= {f"{kind}_ci_high": recovered.high, f"{kind}_chance": recovered.chance}

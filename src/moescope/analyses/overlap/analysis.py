@@ -11,7 +11,7 @@ import xarray as xr
 from moescope.analyses.base import Analysis, Drawing, Given
 from moescope.analyses.coactivation.analysis import cooccurrence
 from moescope.analyses.overlap.table import MEASURES, pairs_frame, summary_frame
-from moescope.analyses.vocabulary.analysis import token_usage
+from moescope.analyses.vocabulary.analysis import token_usage, warn_of_pooled
 from moescope.context import Context
 from moescope.statistics.tokens import TokenUsage
 
@@ -36,6 +36,7 @@ class Overlap(Analysis):
         """By `layer, expert, other_expert`: the measures of `table.MEASURES`, each also with `_chance`."""
         usage = statistics["tokens_input"]
         assert isinstance(usage, TokenUsage)
+        warn_of_pooled(usage)
         together = statistics["cooccurrence"].compute()
         table = xr.merge([together, usage.vocabulary_overlap()], combine_attrs="drop_conflicts")
         names = [f"{name}{suffix}" for name in MEASURES for suffix in ("", "_chance")]

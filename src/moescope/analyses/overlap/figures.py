@@ -33,7 +33,7 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
         charts.label(ax, x="layer", y="overlap (share)" if ax is axes[0] else None, title=title)
         ax.set_ylim(bottom=0)
     handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+    charts.top_legend(fig, handles, names)
     caption(fig, context.caption, "lines: median pair; bands: 5-95 % of pairs")
     return fig
 

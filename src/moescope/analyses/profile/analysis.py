@@ -21,10 +21,11 @@ from moescope.analyses.profile.options import ProfileOptions
 from moescope.analyses.profile.records import ProfileMaker
 from moescope.analyses.similarity.analysis import Similarity
 from moescope.analyses.usage.analysis import Usage
-from moescope.analyses.vocabulary.analysis import MOST_BYTES, token_usage
+from moescope.analyses.vocabulary.analysis import token_usage
 from moescope.analyses.weights.analysis import Weights
 from moescope.context import Context
 from moescope.errors import UsageError
+from moescope.results.spreadsheets import to_csv
 from moescope.statistics.margins import SelectionMargins
 from moescope.statistics.samples.contexts import TopContexts
 from moescope.statistics.samples.tokens import TokenSample
@@ -108,12 +109,8 @@ class Profile(ProfileOptions, Analysis):
         return statistics
 
     def _readings(self, context: Context) -> list[Reading]:
-        """Readings of token types that there is memory for."""
-        each = 4 * len(context.layers) * context.model.vocab_size * context.model.num_experts
-        wanted = [reading for reading in get_args(Reading) if reading != "predicted" or context.predictions]
-        # What is known of a token before it is read matters least.
-        kept = sorted(wanted, key=["input", "predicted", "next"].index)[: max(1, MOST_BYTES // each)]
-        return cast("list[Reading]", kept)
+        """Readings of token types that this run has."""
+        return [reading for reading in get_args(Reading) if reading != "predicted" or context.predictions]
 
     def measure(self, model: MoEModel, statistics: Mapping[str, Statistic], context: Context) -> Measured:
         """Labels of all experts; and the experts that have a page, ablated on the text that the atlas takes."""
@@ -190,7 +187,7 @@ class Profile(ProfileOptions, Analysis):
             lines.append(line)
             offset += size
         yield LINES, "".join(lines)
-        yield INDEX, pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+        yield INDEX, to_csv(pd.DataFrame(rows)) or ""
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """A page about each expert asked for; or accuracy of all labels, and pages about the best labeled experts."""

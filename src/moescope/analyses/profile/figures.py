@@ -10,7 +10,9 @@ from matplotlib.patches import Rectangle
 
 from moescope.figures import caption, charts, style, styled
 from moescope.figures.experts import quantiles_over_pairs, spread
-from moescope.figures.shaded_text import LINE_SPACING, MONOSPACED, drawable, fitting, shaded_text, text_width, wrapped
+from moescope.figures.fonts import MONOSPACED, fitting, shortened, text_width, wrapped
+from moescope.figures.shaded_text import LINE_SPACING, shaded_text
+from moescope.measures.constants import MIN_DOCUMENTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +28,7 @@ WIDTH = style.PAGE_WIDTH * POINTS
 SMALL = 6.0
 ROW = 9.2
 """Points from one line of a list to the next."""
+KEY_WIDTH = 190.0
 MOST_DOMAINS = 30
 LIST_ROWS = 8
 
@@ -36,7 +39,8 @@ def page(profile: ExpertProfile, context: Context) -> Figure:
     head = _head(profile)
     domains = _shown_domains(profile, context)
     top = 30.0 + 10.4 * len(head)
-    middle = max(len(domains) * 9.4 + 26.0, 2 * (LIST_ROWS * ROW + 26.0))
+    key = _key(context)
+    middle = max(len(domains) * 9.4 + 28.0 + ROW * len(key), 2 * (LIST_ROWS * ROW + 26.0))
     below = top + middle + 8.0
     height = below + 22.0 + sum(_context_height(profile, place) for place in range(len(profile.contexts)))
     fig = style.StyledFigure(figsize=(style.PAGE_WIDTH, height / POINTS))
@@ -47,7 +51,7 @@ def page(profile: ExpertProfile, context: Context) -> Figure:
     whole.set_ylim(height, 0)
     whole.set_axis_off()
 
-    name = fitting(f"Expert {profile.expert} of layer {profile.layer} · {profile.model.name}", 11, WIDTH - 12, _SANS)
+    name = fitting(f"Expert {profile.expert} of layer {profile.layer} · {profile.model.name}", 11, WIDTH - 12)
     whole.text(MARGIN, 17, name, fontsize=11, weight="bold")
     for row, (text, color) in enumerate(head):
         whole.text(MARGIN, 30 + 10.4 * row, text, fontsize=7, color=color)
@@ -57,12 +61,34 @@ def page(profile: ExpertProfile, context: Context) -> Figure:
         return fig.add_axes((left / WIDTH, bottom, width / WIDTH, (last - first) / POINTS / inches))
 
     _draw_domains(place, profile, domains, context, top)
+    for row, groups in enumerate(key):
+        x = MARGIN
+        for name, color in groups:
+            y = top + 12.0 + 9.4 * len(domains) + 22.0 + ROW * row
+            whole.add_patch(Rectangle((x, y - 4.0), 4.5, 4.5, facecolor=color, linewidth=0))
+            whole.text(x + 7.0, y, name, fontsize=SMALL)
+            x += _key_width(name)
     _draw_lists(whole, profile, top)
     _draw_contexts(whole, profile, below)
     return fig
 
 
-_SANS = "DejaVu Sans"
+def _key(context: Context) -> list[list[tuple[str, str]]]:
+    """The groups of domains and their colors, in rows that fit below the bars."""
+    rows: list[list[tuple[str, str]]] = []
+    used = KEY_WIDTH
+    for group, color in style.group_colors(context.groups).items():
+        name = shortened(group, SMALL, 80)
+        if used + _key_width(name) > KEY_WIDTH:
+            rows.append([])
+            used = 0.0
+        rows[-1].append((name, color))
+        used += _key_width(name)
+    return rows
+
+
+def _key_width(name: str) -> float:
+    return text_width(name, SMALL) + 14.0
 
 
 def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
@@ -99,7 +125,7 @@ def _head(profile: ExpertProfile) -> list[tuple[str, str]]:
     if profile.effect is not None and profile.effect.delta_loss is not None:
         effect = profile.effect
         lines.append((f"ablating it changes the loss by {_effect(effect)}", style.NEUTRAL))
-    return [(line, color) for text, color in lines for line in wrapped(text, 7, WIDTH - 2 * MARGIN, _SANS)]
+    return [(line, color) for text, color in lines for line in wrapped(text, 7, WIDTH - 2 * MARGIN)]
 
 
 def _effect(effect: Effect) -> str:
@@ -124,7 +150,7 @@ def _reach(low: float | None, high: float | None, form: str) -> str:
 
 def _note(profile: ExpertProfile) -> str:
     notes = [
-        "bars with 95 % intervals over documents, none under 10",
+        f"bars with 95 % intervals over documents; hollow: no interval, fewer than {MIN_DOCUMENTS} documents",
         "contexts: shade is w ‖o‖ of this expert, frame the token",
     ]
     notes.append("at most one context of a document; characters that the font lacks are shown by their code point")
@@ -167,17 +193,19 @@ def _draw_domains(
     ax = place(left, both - (54.0 if effects else 0.0), first, last)
     charts.bars(
         ax,
-        [drawable(domain.name, _SANS) for domain in domains],
+        [domain.name for domain in domains],
         np.nan_to_num(percent([domain.domain_specialization for domain in domains])),
         xlabel="",
         low=percent([domain.ci_low for domain in domains]),
         high=percent([domain.ci_high for domain in domains]),
         groups=context.groups,
+        size=SMALL,
+        room=left - MARGIN - 3.0,
     )
     ax.axvline(100 * profile.usage.uniform_baseline, color=style.NEUTRAL, linewidth=0.8, linestyle=(0, (4, 2)))
     ax.set_xlim(left=0)
     ax.tick_params(axis="both", labelsize=SMALL)
-    ax.set_title("% of its tokens" if effects else "% of the domain's tokens", fontsize=7, loc="left", pad=3)
+    ax.set_title("% of the domain" if effects else "% of the domain's tokens", fontsize=7, loc="left", pad=3)
     if effects:
         beside = place(left + both - 46.0, 46.0, first, last)
         values = [effects[domain.name] for domain in domains]
@@ -232,7 +260,7 @@ def _draw_lists(ax: Axes, profile: ExpertProfile, top: float) -> None:
 @styled
 def _list(ax: Axes, title: str, rows: Sequence[tuple[str, float, str]], left: float, top: float, width: float) -> None:
     """A short list with its numbers, and pale bars behind it as long as the numbers are large."""
-    ax.text(left, top + 8, fitting(title, 7, width, _SANS), fontsize=7)
+    ax.text(left, top + 8, fitting(title, 7, width), fontsize=7)
     if not rows:
         ax.text(left, top + 12 + ROW, "none", fontsize=SMALL, color=style.NEUTRAL)
     highest = max((value for _, value, _ in rows), default=0.0)
@@ -240,8 +268,8 @@ def _list(ax: Axes, title: str, rows: Sequence[tuple[str, float, str]], left: fl
         y = top + 13 + row * ROW
         share = max(0.0, value / highest) if highest > 0 else 0.0
         ax.add_patch(Rectangle((left, y), width * share, ROW - 1.2, facecolor="#dcebf3", linewidth=0))
-        room = width - text_width(said, SMALL) - 6
-        ax.text(left + 1.5, y + 6.2, fitting(text, SMALL, room), family=MONOSPACED, fontsize=SMALL)
+        room = width - text_width(said, SMALL, MONOSPACED) - 6
+        ax.text(left + 1.5, y + 6.2, fitting(text, SMALL, room, MONOSPACED), family=MONOSPACED, fontsize=SMALL)
         ax.text(left + width - 1.5, y + 6.2, said, family=MONOSPACED, fontsize=SMALL, ha="right", color=style.NEUTRAL)
 
 
@@ -254,7 +282,7 @@ def _context_height(profile: ExpertProfile, place: int) -> float:
     tokens = profile.contexts[place].tokens
     used, lines = 0.0, 1
     for token in tokens:
-        across = text_width(fitting(token, SMALL, _CONTEXT_WIDTH), SMALL)
+        across = text_width(fitting(token, SMALL, _CONTEXT_WIDTH, MONOSPACED), SMALL, MONOSPACED)
         if used and used + across > _CONTEXT_WIDTH:
             lines, used = lines + 1, 0.0
         used += across
@@ -266,11 +294,11 @@ def _draw_contexts(ax: Axes, profile: ExpertProfile, top: float) -> None:
     ax.text(MARGIN, top + 8, "top contexts, by w ‖o‖", fontsize=7)
     if not profile.contexts:
         why = profile.missing.get("contexts", "")
-        ax.text(_CONTEXT_LEFT + 110, top + 8, fitting(why, 7, 380, _SANS), fontsize=7, color=style.NEUTRAL)
+        ax.text(_CONTEXT_LEFT + 110, top + 8, fitting(why, 7, 380), fontsize=7, color=style.NEUTRAL)
     highest = max((value for context in profile.contexts for value in context.values), default=0.0)
     y = top + 14.0
     for place, context in enumerate(profile.contexts):
-        ax.text(MARGIN, y + 6.4, fitting(context.domain, SMALL, 42, _SANS), fontsize=SMALL, color=style.NEUTRAL)
+        ax.text(MARGIN, y + 6.4, shortened(context.domain, SMALL, 42), fontsize=SMALL, color=style.NEUTRAL)
         ax.text(_CONTEXT_LEFT - 5, y + 6.4, f"{context.value:.3g}", fontsize=SMALL, color=style.NEUTRAL, ha="right")
         shaded_text(
             ax, context.tokens, context.values, at=(_CONTEXT_LEFT, y), width=_CONTEXT_WIDTH, highest=highest,

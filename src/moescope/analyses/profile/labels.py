@@ -65,7 +65,7 @@ class Score:
     Attributes:
         balanced_accuracy: Mean of the share of the expert's tokens the rule holds for, and of the share of all other
             tokens it does not hold for. 0.5: chance; 1: perfect. NaN where there are no tokens of either kind.
-        low: Lower end of the 95 % interval of a Poisson bootstrap over documents; NaN under 10 documents.
+        low: Lower end of the 95 % interval of a Poisson bootstrap over documents; NaN under 8 documents.
         high: Upper end.
         num_tokens: Tokens of the sample.
         num_selected: Those of them that selected the expert.

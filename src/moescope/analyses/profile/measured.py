@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from moescope.errors import ModelError, MoescopeWarning
+from moescope.errors import ModelError, warn
 from moescope.interventions.ablation import Ablation
 from moescope.interventions.document_effects import INTERVAL, Documents, domain_means, measure_ablations
 from moescope.measures.resampling import halves
@@ -57,7 +56,7 @@ def measured_effects(
     try:
         effects_GP = measure_ablations(model, documents, ablations)
     except ModelError as error:
-        warnings.warn(f"effects in profiles are estimated alone: {error.found}", MoescopeWarning, stacklevel=2)
+        warn(f"effects in profiles are estimated alone: {error.found}")
         return xr.Dataset()
     means = domain_means(effects_GP, facts, len(context.domains), seed=context.seed)
     definition = "loss without the expert minus loss with it, measured by ablation on the evaluation half of documents"

@@ -46,7 +46,7 @@ class Usage(_Part):
 
     num_selected: int = Field(description="N_e, tokens with the expert among their K")
     selection_frequency: Share = Field(description="N_e / N")
-    ci_low: Share = Field(description="of the 95 % interval over documents; null under 10 documents")
+    ci_low: Share = Field(description="of the 95 % interval over documents; null under 8 documents")
     ci_high: Share = None
     uniform_baseline: float = Field(description="K / E")
     load: float | None = Field(description="N_e over its mean over the layer's experts; 1 when balanced")
@@ -242,7 +242,7 @@ class StatisticalLabel(_Part):
     domains: list[str] = Field(description="the domains the rule means: one, or all of a group")
     tokens: list[LabelPart]
     balanced_accuracy: Share = Field(description="on the evaluation half; 0.5 is chance, 1 is perfect")
-    ci_low: Share = Field(description="95 % interval over documents; null under 10 documents")
+    ci_low: Share = Field(description="95 % interval over documents; null under 8 documents")
     ci_high: Share
     num_tokens: int = Field(description="tokens it was scored on")
     num_selected: int = Field(description="those of them that selected the expert")

@@ -22,7 +22,7 @@ def panels(table: xr.Dataset, about: str) -> Figure:
     for position, ax in enumerate(axes):
         _panel(ax, table.isel(relation=position))
     handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+    charts.top_legend(fig, handles, names)
     fig.supxlabel("layer")
     fig.supylabel("rank correlation (Spearman)")
     note = "over pairs of experts, or over experts, of a layer; bars: 95 % intervals over experts; band: null, 95 % of "

@@ -148,8 +148,8 @@ def saturation(
     context = Context(
         model=model.info,
         layers=tuple(chosen),
-        domains=corpus.domains,
-        groups=corpus.groups,
+        domains=corpus.labels,
+        groups=corpus.label_groups,
         corpus_name=corpus.name,
         num_tokens=int(sampler.num_tokens_D.sum()),
         seed=seed,

@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from moescope.figures import caption, charts, style, styled
 from moescope.figures.experts import DASHES
+from moescope.figures.ticks import axis_inches, stride
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,7 +43,10 @@ def over_training(table: xr.Dataset, context: Context) -> Figure:
         if known:
             ax.set_xlim(left=0)
         else:
-            ax.set_xticks(x, [str(name) for name in table["checkpoint"].values[order]], rotation=30, ha="right")
+            names = [str(name) for name in table["checkpoint"].values[order]]
+            step = stride(len(names), axis_inches(ax, "x"), 0.15)
+            charts.name_ticks(ax, "x", x[::step].tolist(), names[::step])
+            ax.tick_params(axis="x", labelrotation=30, labelrotation_mode="xtick")
         charts.label(
             ax,
             x="share of training (%)" if known else "checkpoint",
@@ -70,7 +74,7 @@ def by_layer(table: xr.Dataset, context: Context) -> Figure:
         )  # fmt: skip
         _chance(ax, float(table[f"{ranks}_saturation_chance"][0, 0]))
     handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
+    charts.top_legend(fig, handles, labels)
     caption(fig, context.caption, "share of a token's experts that the final model selects too")
     return fig
 
@@ -89,7 +93,7 @@ def _layer_key(fig: Figure, axes: np.ndarray, layers: np.ndarray, colors: Sequen
     """The color of each layer: a legend for a few layers, a color bar for many."""
     if len(layers) <= 6:
         handles, names = axes[0].get_legend_handles_labels()
-        fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+        charts.top_legend(fig, handles, names)
         return
     scale = ScalarMappable(Normalize(-0.5, len(layers) - 0.5), ListedColormap(list(colors)))
     step = -(-len(layers) // 8)

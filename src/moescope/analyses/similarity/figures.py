@@ -186,7 +186,7 @@ def by_layer(table: xr.Dataset, about: str, measures: Sequence[str]) -> Figure:
     for ax in axes[0]:
         ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     handles, names = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+    charts.top_legend(fig, handles, names)
     caption(fig, about, "lines: median pair; bands: 5-95 % of pairs")
     return fig
 

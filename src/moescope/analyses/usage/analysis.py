@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,23 +20,26 @@ if TYPE_CHECKING:
 
     from moescope.statistics.base import Statistic
 
+_COMPARING = re.compile("divergence|information|domain_entropy")
+
 
 class Usage(Analysis):
     """Counts of selected experts by layer and domain, and the measures made of them."""
 
     name: ClassVar[str] = "usage"
-    min_domains: ClassVar[int] = 2
     columns: ClassVar[tuple[str, ...] | None] = ()
 
     def left_out(self, context: Context) -> Iterator[str]:
-        """What takes domains, documents or router probabilities, where a trace has none."""
-        if context.recorded is None:
-            return
-        yield "usage: mean router probability and auxiliary loss are left out: a trace has no logits"
+        """What compares domains, where there is one; what takes documents or logits, where a trace has none."""
+        if context.recorded is not None:
+            yield "usage: mean router probability and auxiliary loss are left out: a trace has no logits"
         if not context.knows("document_id"):
             yield "usage: intervals, nulls and specialists are left out: the trace has no column document_id"
-        if len(context.domains) < self.min_domains:
-            yield f"usage: specialization is left out: the trace has one domain ({context.domains[0]})"
+        if len(context.domains) == 1:
+            yield (
+                f"usage: lift, specialists, divergence and information about the domain are left out: the corpus has "
+                f"one domain ({context.domains[0]}), and they compare domains"
+            )
 
     def statistics(self, context: Context) -> dict[str, Statistic]:
         """The counts with their replicates, and whole documents with the experts their tokens selected."""
@@ -62,6 +66,10 @@ class Usage(Analysis):
         table = statistics["usage"].compute().assign_attrs(scoring=context.model.scoring)
         documents = statistics["routed_tokens"]
         assert isinstance(documents, RoutedTokens)
+        if not self._compares(table):
+            # With one domain these are 0 whatever the router does.
+            empty = {name: table[name].where(False) for name in table.data_vars if _COMPARING.search(str(name))}
+            return table.assign(empty)
         return table.assign(set_information(documents.sample(), len(context.domains), context.seed).data_vars)
 
     def frames(self, table: xr.Dataset, context: Context) -> dict[str, pd.DataFrame]:
@@ -77,7 +85,7 @@ class Usage(Analysis):
 
     def _compares(self, table: xr.Dataset) -> bool:
         """Whether there are domains to compare, and documents that say how far differences are chance."""
-        return table.sizes["domain"] >= self.min_domains and bool(table["num_documents_all"].values.any())
+        return table.sizes["domain"] > 1 and bool(table["num_documents_all"].values.any())
 
     def figures(self, table: xr.Dataset, context: Context) -> Iterator[Drawing]:
         """Frequencies, load, specialization by domain, the top specialists, information and divergence with nulls."""

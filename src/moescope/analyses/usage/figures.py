@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 MOST_LAYERS_WITH_DOMAINS = 4
 MOST_SPECIALISTS = 20
 MOST_ROWS = 64
-MOST_LABELS = 16
 
 
 @styled
@@ -59,7 +58,8 @@ def load(table: xr.Dataset, context: Context) -> Figure:
     ]
     for ax, (name, title, limits, uniform) in zip(axes, panels, strict=True):
         low_L, high_L = (end.reduce(table[name].values, axis=-1) for end in (np.fmin, np.fmax))  # NaN is left out
-        charts.band(ax, layers, low_L, high_L, color=style.COLORS[0], label="range over domains")
+        if table.sizes["domain"] > 1:
+            charts.band(ax, layers, low_L, high_L, color=style.COLORS[0], label="range over domains")
         charts.lines(
             ax,
             layers,
@@ -71,7 +71,7 @@ def load(table: xr.Dataset, context: Context) -> Figure:
             legend=False,
         )
     handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+    charts.top_legend(fig, handles, names)
     caption(fig, context.caption, "auxiliary loss: E Σ (N_e/N) P_e of one layer")
     return fig
 
@@ -89,7 +89,7 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
     across = 2 if len(shown) == 4 else len(shown)
     down = -(-len(shown) // across)
     panel = max(1.6 if down == 1 else 1.1, 0.115 * len(names) + 0.2)
-    fig, grid = style.figure("page", down * panel + 0.75, down, across, squeeze=False, sharey=True)
+    fig, grid = style.figure("page", down * (panel + 0.3) + 0.75, down, across, squeeze=False, sharey=True)
     axes = list(grid.flat)
     for ax in axes[len(shown) :]:
         ax.set_visible(False)
@@ -110,9 +110,8 @@ def specialization(table: xr.Dataset, context: Context) -> Figure:
             groups=context.groups,
             colorbar=False,
         )
-        if len(order_E) > MOST_LABELS:  # thinned-out ids in no order would be useless
-            ax.set_xticks([])
     charts.panel_colorbar(mesh, axes[: len(shown)], "% of the domain's tokens")
+    charts.group_legend(fig, context.groups)
     fig.supxlabel(f"experts (all {table.sizes['expert']}), ordered by the domain of their highest lift")
     uniform = f"{100 * table.attrs['uniform_baseline']:.3g} %"
     note = f"domain specialization; uniform routing: {uniform} everywhere; each layer has its own order"
@@ -134,20 +133,24 @@ def specialists(table: xr.Dataset, context: Context) -> Figure:
     colors = style.group_colors(context.groups)
     charts.bars(
         ax,
-        [f"{row.domain} · layer {row.layer}, expert {row.expert}" for row in top.itertuples()],
+        top["domain"].tolist(),
         100 * top["domain_specialization"].to_numpy(),
         xlabel="",
         low=100 * top["ci_low"].to_numpy(),
         high=100 * top["ci_high"].to_numpy(),
         colors=[colors.get(context.groups.get(domain, ""), style.COLORS[0]) for domain in top["domain"]],
         baseline=("uniform routing (K/E)", 100 * table.attrs["uniform_baseline"]),
+        details=[f" · layer {row.layer}, expert {row.expert}" for row in top.itertuples()],
+        unknown=f"no CI: fewer than {table.attrs['min_documents']} documents",
+        legend=False,
+        room=140.0,
     )
+    charts.color_labels(ax, context.groups)
+    charts.key(ax, {domain: context.groups[domain] for domain in top["domain"] if domain in context.groups})
     ax.set_xlim(left=0)
     fig.supxlabel("domain specialization (% of the domain's tokens)")
     note = f"the {len(top)} with the highest lower end of the lift's 95 % CI on the selection half of the documents; "
     note += "bars and 95 % CI: evaluation half"
-    if top["ci_low"].isna().any():
-        note += f"; no CI: fewer than {table.attrs['min_documents']} documents"
     caption(fig, context.caption, note)
     return fig
 

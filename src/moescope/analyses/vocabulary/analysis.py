@@ -12,6 +12,7 @@ from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.analyses.vocabulary.table import MIN_COUNT, SELECTION_HALF, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
 from moescope.errors import warn
+from moescope.results.text import percent
 from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
 from moescope.statistics.tokens import Reading, TokenUsage
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from moescope.statistics.base import Statistic
-
-MOST_BYTES = 8 * 2**30
-"""Counts of layers x vocabulary x experts beyond this are left out, the last readings first."""
 
 _COLUMNS = {"input": "token_id", "predicted": "predicted_token_id", "next": "next_token_id"}
 
@@ -47,6 +45,16 @@ def token_usage(
     return {f"tokens_{reading}{'_top1' if top1 else ''}{'' if half is None else SELECTION_HALF}": statistic}
 
 
+def warn_of_pooled(usage: TokenUsage) -> None:
+    """Says what part of the tokens is of types that are not counted singly, if there are any."""
+    if share := usage.pooled_share():
+        warn(
+            f"{READING_NAMES[usage.reading]}: {percent(share)} of the positions are of token types that are not "
+            "counted singly (those of the largest ids, whose counts do not fit): choose fewer `layers`",
+            stacklevel=2,
+        )
+
+
 class Vocabulary(Analysis):
     """Readings: the input token, the model's most probable next token, the true next token; top-K and top-1."""
 
@@ -68,37 +76,24 @@ class Vocabulary(Analysis):
         Predicted tokens only where the whole depth runs. And whole documents, to test the dependence on the token type
         on.
         """
-        model = context.model
-        num_bytes = len(context.layers) * model.vocab_size * model.num_experts * 4
         readings = [
             reading
             for reading in get_args(Reading)
             if (reading != "predicted" or context.predictions) and context.knows(_COLUMNS[reading])
         ]
-        kinds = (False, True) if model.num_experts_per_token > 1 and context.knows("ranks") else (False,)
+        kinds = (False, True) if context.model.num_experts_per_token > 1 and context.knows("ranks") else (False,)
         wanted: list[tuple[Reading, bool, int | None]] = [(r, top1, None) for top1 in kinds for r in readings]
         wanted += [(reading, False, 0) for reading in readings]
-        num_counted = max(1, MOST_BYTES // num_bytes)
-        left_out = [
-            f"{READING_NAMES[r]}, {'top-1' if top1 else 'top-K'}{'' if half is None else ', held-out documents'}"
-            for r, top1, half in wanted[num_counted:]
-        ]
-        if left_out:
-            warn(
-                f"{len(left_out)} of {len(wanted)} vocabulary readings are left out ({'; '.join(left_out)}): each "
-                f"takes {num_bytes / 2**30:.1f} GiB for {len(context.layers)} layers; choose fewer `layers`",
-                stacklevel=2,
-            )
         statistics: dict[str, Statistic] = {**routed_tokens(context)}
-        for reading, top1, half in wanted[:num_counted]:
+        for reading, top1, half in wanted:
             statistics |= token_usage(context, reading, top1=top1, half=half)
         return statistics
 
     def table(self, statistics: Mapping[str, Statistic], context: Context, given: Given = Given()) -> xr.Dataset:
-        """By `layer, reading, ranks`: specialization and its value under independent routing; top tokens of experts.
-
-        A reading that was left out has no tokens and no value.
-        """
+        """By `layer, reading, ranks`: specialization and its value under independent routing; top tokens of experts."""
+        for statistic in statistics.values():
+            if isinstance(statistic, TokenUsage):
+                warn_of_pooled(statistic)
         table, documents = table_of(statistics, context), statistics["routed_tokens"]
         assert isinstance(documents, RoutedTokens)
         found = dependence(documents.sample())

@@ -57,7 +57,7 @@ def by_layer(table: xr.Dataset, about: str) -> Figure:
         spread(ax, table["layer"].values, *quantiles, name=CONTROL, color=style.NEUTRAL, dashed=True)
         charts.label(ax, x="layer", y="cosine of weights" if ax is axes[0][0] else None, title=title)
     handles, names = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper center", ncols=len(names))
+    charts.top_legend(fig, handles, names)
     note = "gate, up and down joined, neurons matched or as stored, and router rows; " if len(shown) == 3 else ""
     note += (
         f"lines: median pair, bands: 5-95 % of pairs{_sampled(table)}; {CONTROL}: neurons (router rows) with random "
@@ -132,7 +132,7 @@ def effective_ranks(table: xr.Dataset, about: str) -> Figure:
         charts.label(ax, x="layer", y="effective rank (directions)" if ax is axes[0][0] else None, title=name)
     axes[0][0].set_ylim(0, table.sizes["component"])
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    charts.top_legend(fig, handles, labels)
     note = f"lines: median expert, bands: 5-95 % of experts; maximum: {table.sizes['component']:,}"
     caption(fig, about, f"{note}; {CONTROL_NOTE}")
     return fig
@@ -159,7 +159,7 @@ def spectra(table: xr.Dataset, about: str) -> Figure:
         charts.label(ax, x="singular value, largest first", y=y, title=name)
     axes[0][0].set_ylim(bottom=0)  # shared, so once all is drawn
     handles, labels = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=1)
+    charts.top_legend(fig, handles, labels)
     charts.depth_key(fig, list(axes[0]), layers)
     band = "; band: 5-95 % of experts" if len(layers) == 1 else ""
     note = f"lines: mean over experts{band}; a flat line at 1: all directions have equal weight"

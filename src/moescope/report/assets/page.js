@@ -6,7 +6,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.querySelector("button").addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") === "ascending";
       const numeric = head.classList.contains("number");
-      const key = (row) => row.cells[column].dataset.key;
+      const key = (row) => row.cells[column].dataset.key ?? row.cells[column].textContent;
       const order = numeric
         ? (a, b) => key(a) - key(b)
         : (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
@@ -21,6 +21,17 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// A link to what is folded away unfolds it, and so does printing.
+function unfold() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (!target) return;
+  for (let each = target.querySelector(":scope > details.fold") ?? target.closest("details"); each; each = each.parentElement.closest("details")) each.open = true;
+  target.scrollIntoView();
+}
+window.addEventListener("hashchange", unfold);
+window.addEventListener("beforeprint", () => { for (const fold of document.querySelectorAll("details.fold")) fold.open = true; });
+for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => setTimeout(unfold));
+if (location.hash) unfold();
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
