@@ -16,7 +16,7 @@ from tests.traces import formats
 def recorded(moescope, tiny, shelf, here) -> Path:
     outcome = moescope("trace", "--model", tiny, "--corpus", shelf, "--num-tokens", 900, "--seed", 4, "--out", "T")
     assert outcome.code == 0, outcome.err
-    assert "900 tokens of" in outcome.out and outcome.out.endswith("Trace: T\n")
+    assert "900 tokens of" in outcome.out and outcome.out.endswith("T\n")
     return here / "T"
 
 
@@ -99,7 +99,7 @@ def test_counts_answer_usage_without_intervals(moescope, recorded, tiny, here):
     path = formats.write_imatrix(here, documents, [0, 1, 2, 3], 8)
     outcome = moescope("usage", "--trace", path, "--out", "I")
     assert outcome.code == 0, outcome.err
-    assert "note: usage: specialization is left out: the trace has one domain (nano-imatrix)" in outcome.err
+    assert "are left out: the corpus has one domain (nano-imatrix)" in outcome.err
     frame = pd.read_csv(here / "I" / "tables" / "usage.csv")
     assert frame["ci_low"].isna().all() and frame["num_documents"].eq(0).all()
     assert not (here / "I" / "tables" / "specialists.csv").exists()

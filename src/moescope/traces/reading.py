@@ -36,6 +36,11 @@ class TracedCorpus:
     fingerprint: str
     notes: tuple[str, ...]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tables call the domains."""
+        return self.domains
+
 
 class Trace:
     """Recorded routing: `capture` answers questions from it as from a model and a corpus.
