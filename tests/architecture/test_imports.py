@@ -21,7 +21,6 @@ FLOORS = [
     ("interventions",),
     ("analyses",),
     ("run",),
-    ("units",),
     ("report",),
     ("cli",),
 ]

@@ -76,7 +76,7 @@ def test_the_jackknife_is_leaving_out_each_group() -> None:
     tokens = random_batch(0, num_documents=30)
     outputs = random_outputs(random_routings(tokens, 0, layers=[1])[0])
     statistic.update(outputs)
-    sums_GE, counts_GE = statistic.state["saliency_sum_LGE"][0], statistic.state["num_selected_LGE"][0]
+    sums_GE, counts_GE = statistic.totals()["saliency_sum_LGE"][0], statistic.state["num_selected_LGE"][0]
     assert (counts_GE > 0).all() and len(parts) == GROUPS
     without_GE = np.array([
         (sums_GE.sum(0) - sums_GE[g]).numpy() / (counts_GE.sum(0) - counts_GE[g]).numpy() for g in range(GROUPS)

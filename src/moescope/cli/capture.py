@@ -56,7 +56,8 @@ def run_analyses(
             except BrokenPipeError:
                 raise
             except Exception as error:
-                failures.append(_incomplete(folder, step.__name__.removeprefix("write_"), error))
+                made = getattr(step, "func", step).__name__.removeprefix("write_")
+                failures.append(_incomplete(folder, made, error))
     raise_failures(failures)
 
 

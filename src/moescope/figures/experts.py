@@ -115,7 +115,8 @@ def dendrogram(ax: Axes, tree: NDArray[np.floating] | None, num_rows: int) -> No
     low, high = float(tree[:, 2].min()), float(tree[:, 2].max())
     margin = 0.05 * (high - low) or 0.05
     ax.set_xlim(high + margin, max(0.0, low - 2 * margin))
-    value_ticks(ax, *sorted(ax.get_xlim()), axis_inches(ax, "x"))
+    left, right = sorted(ax.get_xlim())
+    value_ticks(ax, left, right, axis_inches(ax, "x"))
 
 
 def quantiles_over_pairs(values_LP: NDArray[np.floating]) -> tuple[list[float], list[float], list[float]]:

@@ -122,8 +122,15 @@ def legend_above(ax: Axes, *, over_labels: bool = False) -> None:
     shown = short_names([str(name) for name in names], style.SMALL_FONT_SIZE, style.POINTS * room - 24)
     columns = _columns(shown, room)
     rows = math.ceil(len(names) / columns)
-    corner = ("lower right", (1, 1)) if over_labels else ("lower left", (0, 1))
-    ax.legend(handles, shown, loc=corner[0], bbox_to_anchor=corner[1], ncols=columns, columnspacing=1.0, borderpad=0.1)
+    ax.legend(
+        handles,
+        shown,
+        loc="lower right" if over_labels else "lower left",
+        bbox_to_anchor=(1, 1) if over_labels else (0, 1),
+        ncols=columns,
+        columnspacing=1.0,
+        borderpad=0.1,
+    )
     title = ax.get_title(loc="left")
     if title:
         ax.set_title(title, pad=5 + rows * style.SMALL_FONT_SIZE * 1.45)

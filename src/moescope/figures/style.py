@@ -21,7 +21,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, Formatter
 
 from moescope.figures.description import description
 from moescope.figures.fonts import MONOSPACED, SANS, drawable, families, has_postscript_outlines, wrapped
@@ -221,7 +221,11 @@ class StyledFigure(Figure):
                 added.update(names[1:])
         for ax in self.axes:
             for axis in (ax.xaxis, ax.yaxis):
-                for which, formatter in (("major", axis.get_major_formatter()), ("minor", axis.get_minor_formatter())):
+                kinds: list[tuple[Literal["major", "minor"], Formatter]] = [
+                    ("major", axis.get_major_formatter()),
+                    ("minor", axis.get_minor_formatter()),
+                ]
+                for which, formatter in kinds:
                     if not isinstance(formatter, FixedFormatter) or all(str(name).isascii() for name in formatter.seq):
                         continue
                     formatter.seq = [drawable(str(name)) for name in formatter.seq]

@@ -83,7 +83,9 @@ def name_ticks(
         room: Longest label, points; None: 30 % of the figure's width, or 1.2 inches of its height.
     """
     if room is None:
-        room = _ROOM["x"] if axis == "x" else _ROOM["y"] * style.POINTS * float(ax.figure.get_size_inches()[0])
+        fig = ax.get_figure(root=True)
+        width = float(fig.get_size_inches()[0]) if fig is not None else 0.0
+        room = _ROOM["x"] if axis == "x" else _ROOM["y"] * style.POINTS * width
     details = details or [""] * len(names)
     room -= max((text_width(detail, size) for detail in details), default=0.0)
     shown = short_names(names, size, max(room, 6 * size))

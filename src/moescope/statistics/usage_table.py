@@ -331,7 +331,7 @@ def _describe(name: str) -> dict[str, str]:
 def _attrs(counted: UsageCounts, values: dict[str, Numbers]) -> dict[str, object]:
     documents_LD = values["num_documents"]
     enough_LD = intervals.enough(documents_LD, values["effective_documents"])
-    few = [domain for domain, enough in zip(counted.domains, enough_LD.all(axis=0), strict=True) if not enough]
+    few = [domain for position, domain in enumerate(counted.domains) if not enough_LD[:, position].all()]
     notes = []
     if not documents_LD.sum():
         notes.append("made of counts without documents: intervals and nulls are empty")
