@@ -58,6 +58,8 @@ def test_commands(line, tmp_path, monkeypatch, nano_folder):
     words = shlex.split(line)[2:]
     places = {"MODEL": "nano", "EARLIER": nano_folder, "LATER": nano_folder}
     words = [str(places.get(word, word)) for word in words]
+    if "--trace" in words:
+        assert launch(build(), ["trace", "--out", words[words.index("--trace") + 1], *SMALL]) == 0
     if words[0] == "moescope":
         if words[1] == "saturation":
             words += ["--label", "earlier", "later"]
@@ -68,7 +70,8 @@ def test_commands(line, tmp_path, monkeypatch, nano_folder):
         given = re.sub(r"--num_tokens \d+", "--num_tokens 1200", shlex.join(given))
         monkeypatch.setattr("sys.argv", [words[0], *shlex.split(given)])
         assert getattr(thesis, script)() == 0
-    assert "info" in words or any((tmp_path / "results").iterdir())
+    made = tmp_path / (words[words.index("--out") + 1] if "--out" in words else "results")
+    assert "info" in words or any(made.iterdir())
 
 
 @pytest.mark.parametrize("block", PYTHON)

@@ -259,6 +259,7 @@ def written_figures(path, figures):
     return {file.name: file.read_bytes() for file in (path / "figures").iterdir()}
 
 
+@pytest.mark.slow
 def test_figures_drawn_by_other_processes_are_the_same_bytes(model, corpus, tmp_path, monkeypatch):
     run = moescope.capture(model, corpus, ["entropy", "usage"], 300)
     monkeypatch.setattr(loky, "cpu_count", lambda: 1)

@@ -101,7 +101,6 @@ CAPTURES: list[tuple[dict[str, Any], str]] = [
     ({"skip": "atlas"}, "skip='atlas'"),
     ({"num_tokens": "100"}, "num_tokens='100'"),
     ({"num_tokens": 1.5}, "num_tokens=1.5"),
-    ({"num_tokens": None}, "num_tokens=None"),
     ({"layers": 0}, r"layers=\[0\]"),
     ({"layers": [True]}, "layers` holds a value of type bool"),
     ({"seed": "x"}, "seed='x'"),

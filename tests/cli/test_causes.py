@@ -67,6 +67,7 @@ def test_what_cannot_be_ablated_leaves_nothing(moescope, here, tiny, shelf):
     assert not (here / "results").exists() or not list((here / "results").iterdir())
 
 
+@pytest.mark.slow
 def test_the_atlas_has_a_command_and_findings(moescope, here, tiny, shelf):
     given = ["--model", tiny, "--corpus", shelf, "--num-tokens", 3000]
     outcome = moescope("atlas", *given, "--layers", 1, 2)

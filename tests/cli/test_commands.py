@@ -105,6 +105,7 @@ def test_predictions_on_request(moescope, here, given):
     assert set(frame["layer"]) == {1}
 
 
+@pytest.mark.slow
 def test_the_thesis_command(here, given, monkeypatch, capfd):
     words = ["router_metrics.py", *given, "--num_tokens", 600, "--layers", 1]
     words += ["--num_experts", 8, "--topk", 2, "--num_domains", 2]

@@ -149,7 +149,9 @@ def long(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("corpora") / "long", 80, 100)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_stopped_in_the_middle_leaves_nothing(tiny, long, tmp_path, number, code):
     words = ["usage", "--model", tiny, "--corpus", long, "--num-tokens", 3 * 10**6, "--out", "new/mine"]
     words += ["--batch-tokens", 512]

@@ -15,6 +15,7 @@ def given(tiny, shelf):
     return ["--model", tiny, "--corpus", shelf]
 
 
+@pytest.mark.slow
 def test_the_thesis_command(here, given, monkeypatch, capfd):
     words = ["dim_reduc.py", "--num_tokens", 1500, "--layers", 0, 3, *given]
     monkeypatch.setattr("sys.argv", [str(word) for word in words])

@@ -40,6 +40,7 @@ def test_the_thesis_command(here, given, monkeypatch, capfd):
     assert capfd.readouterr().out.splitlines()[-1] == "Results: results/profile"
 
 
+@pytest.mark.slow
 def test_all_experts_of_some_layers(moescope, here, given):
     outcome = moescope("profile", "--layers", 0, 2, *given[:-1], 5000, "--no-effects", "--no-predictions")
     assert outcome.code == 0, outcome.err

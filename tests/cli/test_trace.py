@@ -42,6 +42,7 @@ def test_the_other_questions_take_a_trace(question, moescope, recorded, here):
     assert (here / "Q" / "figures").is_dir()
 
 
+@pytest.mark.slow
 def test_a_report_of_a_trace_has_its_page(moescope, recorded, here):
     outcome = moescope("report", "--trace", "T", "--out", "R")
     assert outcome.code == 0, outcome.err

@@ -50,6 +50,7 @@ def test_labels() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_domains_of_any_name_in_every_question(model: MoEModel, corpus, tmp_path: Path) -> None:
     assert corpus.domains == tuple(NAMES)
     labels = labels_of(NAMES)

@@ -142,6 +142,7 @@ def test_small_parts_and_row_groups_change_nothing(model, corpus, folder, tmp_pa
         assert found.frames[name].to_csv() == frame.to_csv(), name
 
 
+@pytest.mark.slow
 def test_generated_tokens_are_counted_apart(model, corpus, tmp_path):
     trace = moescope.record_trace(model, corpus, tmp_path / "t", 300, generate=5)
     plain = moescope.record_trace(model, corpus, tmp_path / "plain", 300)
