@@ -51,7 +51,7 @@ def set_information(sample: RoutedDocuments, num_domains: int, seed: int) -> xr.
     judge = sample.halves_N == 1
     if _enough(sample, 0) and _enough(sample, 1):
         documents_N, domains_N = sample.documents_N[judge], sample.domain_ids_N[judge]
-        log_LND = np.stack([_log_probabilities(sample, layer, num_domains, judge) for layer in sample.layers])
+        log_LND = _log_probabilities(sample, num_domains, judge)
         share_D = np.bincount(domains_N, minlength=num_domains) / len(domains_N)
         with np.errstate(divide="ignore"):
             surprise_D = -np.log2(share_D)
@@ -76,15 +76,28 @@ def _enough(sample: RoutedDocuments, half: int) -> bool:
     return len(np.unique(sample.domain_ids_N[of_half])) > 1
 
 
-def _log_probabilities(sample: RoutedDocuments, layer: int, num_domains: int, judge: NDArray[np.bool_]) -> Floats:
-    """Log probability, nats, of each domain for each token of the evaluation half."""
-    selected_NE = sample.selected_NE(layer)
+def _log_probabilities(sample: RoutedDocuments, num_domains: int, judge: NDArray[np.bool_]) -> Floats:
+    """Log probability, nats, of each domain for each token of the evaluation half, (layers, tokens, domains).
+
+    The penalty is chosen at the middle layer, for all: a fit takes half a second.
+    """
     # The documents lie in random order (of their hash): the first tokens are a sample of documents.
     fitted = np.flatnonzero(~judge)[:NUM_FITTED]
-    probe = Probe(
-        selected_NE[fitted], sample.domain_ids_N[fitted], num_domains, sample.groups_N[fitted] < VALIDATION_GROUPS
+    labels_N, validation_N = sample.domain_ids_N[fitted], sample.groups_N[fitted] < VALIDATION_GROUPS
+
+    def fit(layer: int, penalty: float | None) -> Probe:
+        return Probe(sample.selected_NE(layer)[fitted], labels_N, num_domains, validation_N, penalty=penalty)
+
+    middle = sample.layers[len(sample.layers) // 2]
+    chosen = fit(middle, None)
+    return np.stack(
+        [
+            (chosen if layer == middle else fit(layer, chosen.penalty)).log_probabilities(
+                sample.selected_NE(layer)[judge]
+            )
+            for layer in sample.layers
+        ]
     )
-    return probe.log_probabilities(selected_NE[judge])
 
 
 def _add_null(
