@@ -28,7 +28,7 @@ def report(
 
     Runs the text through the model once, writes the tables, figures and manifest of all analyses, and index.html: a
     page for the browser with the findings first; it needs no network, shows the folder's figures and links to its
-    tables. With the defaults, about three minutes on two cores.
+    tables. With the defaults, three to four minutes on two cores.
 
     Args:
         options: Which model, text, layers, folder.
