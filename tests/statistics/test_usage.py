@@ -198,15 +198,15 @@ def test_documents_of_one_length_have_the_null_of_permuted_labels():
     for row, experts_K in zip(tokens.rows_T.tolist(), records[0].expert_ids_TK.numpy(), strict=True):
         counts_BE[row, experts_K] += 1
     generator = np.random.default_rng(1)
-    informations, divergences = [], []
+    information_values, divergences = [], []
     for _ in range(400):
         labels = generator.permutation(labels_B)
         counts_DE = np.stack([counts_BE[labels == domain].sum(0) for domain in range(D)])
-        informations.append(information_of(counts_DE))
+        information_values.append(information_of(counts_DE))
         divergences.append(jensenshannon(counts_DE[:, 0], counts_DE.sum(1), base=2) ** 2)
     at = table.sel(layer=2)
     for name, expected, cell in (
-        ("mutual_information", informations, at),
+        ("mutual_information", information_values, at),
         ("divergence", divergences, at.sel(expert=0)),
     ):
         error = np.std(expected) / np.sqrt(400)
