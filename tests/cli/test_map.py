@@ -78,6 +78,7 @@ def test_what_makes_no_sense(moescope, here, given, words, said):
     assert said in outcome.err
 
 
+@pytest.mark.slow
 def test_contribution(moescope, here, given):
     outcome = moescope("contribution", *given, "--num-tokens", 1500)
     assert outcome.code == 0, outcome.err

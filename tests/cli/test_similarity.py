@@ -35,6 +35,7 @@ def test_the_thesis_command_in_capitals(here, given, monkeypatch, capfd):
     assert (folder / "state" / "layer_inputs_10000.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_exact_leaves_no_scratch_behind(moescope, here, given):
     scratch = here / "scratch"
     scratch.mkdir()

@@ -3,6 +3,7 @@
 import json
 
 
+@pytest.mark.slow
 def test_weights_of_some_layers(moescope, here, tiny):
     outcome = moescope("weights", "--model", tiny, "--layers", 0, 2, "--pairs", 3)
     assert outcome.code == 0, outcome.err

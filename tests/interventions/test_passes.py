@@ -144,6 +144,7 @@ def test_gradient_equals_finite_differences(tmp_path: Path) -> None:
     assert checked > 10
 
 
+@pytest.mark.slow
 def test_gradients_come_out_the_same_to_the_bit(request: pytest.FixtureRequest) -> None:
     threads = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(threads))

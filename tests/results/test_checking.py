@@ -85,7 +85,7 @@ def test_the_folder_itself_is_shown_and_loaded(copied: Path, run: Run) -> None:
     assert "secret" not in (copied / "index.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 40), pytest.param(1, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(0, 20), pytest.param(1, 1000, marks=pytest.mark.slow)])
 def test_every_mutant_is_shown_or_refused(
     base: Path, run: Run, seed: int, count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
