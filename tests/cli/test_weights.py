@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 @pytest.mark.slow
 def test_weights_of_some_layers(moescope, here, tiny):
