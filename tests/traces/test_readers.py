@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import warnings
@@ -283,6 +284,19 @@ def _bomb(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("counts_LDE.npy", bytes(2**30 + 1))
     return path
+
+
+def test_no_array_of_published_counts_takes_the_memory_that_its_header_promises(nano, tmp_path):
+    path = COUNTS["counts"](tmp_path, nano)
+    with zipfile.ZipFile(path) as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<U8", "fortran_order": False, "shape": (2**50,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (arrays | {"domains.npy": header.getvalue()}).items():
+            archive.writestr(name, data)
+    with pytest.raises(UsageError, match="its header promises shape"):
+        moescope.open_trace(path, format="counts", model="nano")
 
 
 # One hostile or truncated file a format: how it is spoiled, and what is said.

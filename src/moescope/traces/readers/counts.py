@@ -32,7 +32,7 @@ def read(request: Request) -> Counted:
                 raise ValueError(f"it has no array {_COUNTS[0]}")
             counts = npy(archive.read(f"{name}.npy"), f"{name} of {path.name}").astype(np.int64)
             given = {
-                key: _plain(archive.read(f"{key}.npy"))
+                key: np.atleast_1d(npy(archive.read(f"{key}.npy"), f"{key} of {path.name}", kinds="iuU")).tolist()
                 for key in ("layers", "domains", "tokens_D", "num_experts_per_token")
                 if f"{key}.npy" in sizes
             }
@@ -45,12 +45,6 @@ def read(request: Request) -> Counted:
             "num_experts_per_token",
         ) from error
     return _counted(request, counts, given)
-
-
-def _plain(data: bytes) -> list[Any]:
-    import io
-
-    return np.atleast_1d(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)).tolist()
 
 
 def _counted(request: Request, counts: np.ndarray, given: dict[str, list[Any]]) -> Counted:

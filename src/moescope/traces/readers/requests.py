@@ -48,15 +48,15 @@ def decoded(text: str, place: str) -> bytes:
         raise _no_table(place, f"is no base64: {error}") from error
 
 
-def npy(data: bytes, place: str) -> np.ndarray:
-    """The array of a .npy file: whole numbers, and as many as its header says."""
+def npy(data: bytes, place: str, *, kinds: str = "iu") -> np.ndarray:
+    """The array of a .npy file: whole numbers (or of these kinds), and as many as its header says."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, in_fortran_order, dtype = read(file)
-        if dtype.kind not in "iu":
-            raise ValueError(f"it holds {dtype}, not whole numbers")
+        if dtype.kind not in kinds:
+            raise ValueError(f"it holds {dtype}, not {'whole numbers' if kinds == 'iu' else 'numbers or text'}")
         rest = data[file.tell() :]
         # The header is compared with what is there before memory is taken for what it promises.
         if np.prod(shape, dtype=object) * dtype.itemsize != len(rest):
