@@ -7,12 +7,27 @@ since a document's tokens are alike for no reason.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy.stats import binom
 
 from moescope.analyses.finding import Finding
+from moescope.analyses.profile.labels import labels
 from moescope.measures.constants import COVERAGE
-from tests.analyses.random_routers import findings, per_document, per_domain, per_token, per_type
+from moescope.measures.multiple import any_of
+from moescope.statistics.samples.tokens import TokenSample
+from tests.analyses.random_routers import (
+    LAYERS,
+    NUM_EXPERTS,
+    NUM_SELECTED,
+    documents,
+    findings,
+    per_document,
+    per_domain,
+    per_token,
+    per_type,
+    routings,
+)
 
 TESTABLE = {"usage", "vocabulary", "coactivation", "paths"}
 """Topics whose claims are tested with these numbers of documents."""
@@ -41,6 +56,29 @@ def runs_that_show_any(router, seeds: range) -> list[int]:
 def test_random_routers_seldom_show_anything(router):
     wrong = runs_that_show_any(router, range(1000, 1006))
     assert len(wrong) <= binom.ppf(0.999, 6, 1 - COVERAGE), wrong
+
+
+def label_p_values(seeds, router):
+    """p-value of "some expert's label exceeds chance" of each run."""
+    for seed in seeds:
+        domains = [f"domain {index}" for index in range(4)]
+        tokens = documents(seed, domains, 12)
+        sample = TokenSample(layers=list(LAYERS), num_experts_per_token=NUM_SELECTED, num_samples=5000, seed=seed)
+        for routing in routings(seed, tokens, router):
+            sample.update(routing)
+        found = [label for layer in LAYERS for label in labels(sample.sample(layer), NUM_EXPERTS, domains, {})]
+        yield any_of([label.score.p_value for label in found if label is not None])
+
+
+@pytest.mark.parametrize("router", [per_token, per_document])
+def test_labels_of_random_routers_exceed_chance_in_at_most_5_percent_of_runs(router):
+    p_values = list(label_p_values(range(40), router))
+    assert not np.isnan(p_values).any()
+    assert sum(value <= 1 - COVERAGE for value in p_values) <= binom.ppf(0.999, 40, 1 - COVERAGE)
+
+
+def test_labels_of_domains_exceed_chance():
+    assert max(label_p_values([1, 2], per_domain)) < 1e-4
 
 
 @pytest.mark.slow
