@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "moescope"
-MOST_ARROWS = 64
+MOST_ARROWS = 60
 MOST_LINES = 400
 
 # From the ground up; rooms in one tuple are on one floor.

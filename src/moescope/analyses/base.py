@@ -14,6 +14,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from moescope.errors import UsageError, of_type, whole_number
+from moescope.statistics.samples.routed import NUM_TOKENS, RoutedTokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -234,3 +235,18 @@ def _in_words(hint: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}.get(
         hint, str(hint)
     )
+
+
+def routed_tokens(context: Context) -> dict[str, RoutedTokens]:
+    """The sample under the key that analyses share it by, no larger than the run."""
+    model = context.model
+    return {
+        "routed_tokens": RoutedTokens(
+            layers=context.layers,
+            num_experts=model.num_experts,
+            num_experts_per_token=model.num_experts_per_token,
+            num_samples=max(1, min(NUM_TOKENS, context.num_tokens)),
+            seed=context.seed,
+            device=model.device,
+        )
+    }

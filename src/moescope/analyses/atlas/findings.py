@@ -87,9 +87,7 @@ def _predictors(results: Results) -> Claim | None:
     frame = results.table("atlas_relations")
     if frame is None or frame.empty:
         return None
-    main = str(frame["effect"].iloc[-1])
-    measured = _routing(frame, "ablated", "within layers" if main == "ablated" else "all layers")
-    estimated = _routing(frame, "gradient", "within layers")
+    main, measured, estimated = _by_effect(frame)
     if measured.empty and estimated.empty:
         return None
     parts = []
@@ -121,9 +119,7 @@ def _best_predictor(results: Results) -> Claim | None:
     frame = results.table("atlas_relations")
     if frame is None or frame.empty:
         return None
-    main = str(frame["effect"].iloc[-1])
-    measured = _routing(frame, "ablated", "within layers" if main == "ablated" else "all layers")
-    estimated = _routing(frame, "gradient", "within layers")
+    _, measured, estimated = _by_effect(frame)
     if len(measured) < 2:
         return None
     best = measured["rank_correlation"].abs().idxmax()
@@ -142,6 +138,13 @@ def _best_predictor(results: Results) -> Claim | None:
         not_testable="Which routing statistic predicts the measured effect of ablation best is not testable",
         needed=ABLATED,
     )
+
+
+def _by_effect(frame: pd.DataFrame) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """The atlas' own effect, and the correlations of routing statistics with the measured and the estimated one."""
+    main = str(frame["effect"].iloc[-1])
+    measured = _routing(frame, "ablated", "within layers" if main == "ablated" else "all layers")
+    return main, measured, _routing(frame, "gradient", "within layers")
 
 
 def _routing(frame: pd.DataFrame, effect: str, scope: str) -> pd.DataFrame:

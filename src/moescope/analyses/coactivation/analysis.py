@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.base import Analysis, Drawing, Given, routed_tokens
 from moescope.analyses.coactivation.table import pairs_frame, summary_frame
 from moescope.analyses.coactivation.top_pair import DEFINITIONS, top_pairs
 from moescope.context import Context
 from moescope.statistics.cooccurrence import ExpertCooccurrence
-from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
+from moescope.statistics.samples.routed import RoutedTokens
 
 if TYPE_CHECKING:
     import numpy as np

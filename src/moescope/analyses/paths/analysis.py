@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.base import Analysis, Drawing, Given, routed_tokens
 from moescope.analyses.paths.dependence import DEFINITIONS, dependence
 from moescope.analyses.paths.table import summary_frame, top_frame
 from moescope.context import Context
 from moescope.errors import warn
 from moescope.statistics.paths import ExpertPaths
-from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
+from moescope.statistics.samples.routed import RoutedTokens
 
 if TYPE_CHECKING:
     import numpy as np

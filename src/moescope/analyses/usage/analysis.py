@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.base import Analysis, Drawing, Given, routed_tokens
 from moescope.analyses.usage import table as rows
 from moescope.analyses.usage.set_information import set_information
 from moescope.context import Context
-from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
+from moescope.statistics.samples.routed import RoutedTokens
 from moescope.statistics.usage import ExpertUsage
 
 if TYPE_CHECKING:

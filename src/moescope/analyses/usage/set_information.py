@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from moescope.measures.clustered import clustered_mean, not_distinguishable
-from moescope.measures.constants import MIN_DOCUMENTS, MIN_EFFECTIVE_DOCUMENTS
+from moescope.measures.intervals import enough
 from moescope.measures.probe import Probe
 from moescope.measures.usage import replicate_mean, replicate_range
 from moescope.statistics.samples.routed import RoutedDocuments
@@ -71,9 +71,8 @@ def set_information(sample: RoutedDocuments, num_domains: int, seed: int) -> xr.
 def _enough(sample: RoutedDocuments, half: int) -> bool:
     of_half = sample.halves_N == half
     lengths = np.unique(sample.documents_N[of_half], return_counts=True)[1].astype(float)
-    if len(lengths) < MIN_DOCUMENTS or lengths.sum() ** 2 / (lengths**2).sum() < MIN_EFFECTIVE_DOCUMENTS:
-        return False
-    return len(np.unique(sample.domain_ids_N[of_half])) > 1
+    effective = lengths.sum() ** 2 / max(1.0, (lengths**2).sum())
+    return bool(enough(len(lengths), effective)) and len(np.unique(sample.domain_ids_N[of_half])) > 1
 
 
 def _log_probabilities(sample: RoutedDocuments, num_domains: int, judge: NDArray[np.bool_]) -> Floats:

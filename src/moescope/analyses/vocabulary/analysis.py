@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, get_args
 
-from moescope.analyses.base import Analysis, Drawing, Given
+from moescope.analyses.base import Analysis, Drawing, Given, routed_tokens
 from moescope.analyses.vocabulary.dependence import dependence, dependence_frame
 from moescope.analyses.vocabulary.findings import READING_NAMES
 from moescope.analyses.vocabulary.table import MIN_COUNT, SELECTION_HALF, table_of, top_tokens_frame, vocabulary_frame
 from moescope.context import Context
 from moescope.errors import warn
 from moescope.results.text import percent
-from moescope.statistics.samples.routed import RoutedTokens, routed_tokens
+from moescope.statistics.samples.routed import RoutedTokens
 from moescope.statistics.tokens import Reading, TokenUsage
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moescope.context import Context
 from moescope.measures.resampling import groups, halves, sample_hashes
 from moescope.records import Routing, TokenBatch
 from moescope.statistics.samples.base import EMPTY, Sample
@@ -249,18 +248,3 @@ def _order(hashes: Tensor, positions: Tensor) -> Tensor:
 def _place(kept_N: Tensor, candidates: Tensor, sources_N: Tensor) -> None:
     """Fills every place of the sample from what is kept and the candidates."""
     kept_N.copy_(torch.cat([kept_N, candidates.to(kept_N)])[sources_N])
-
-
-def routed_tokens(context: Context) -> dict[str, RoutedTokens]:
-    """The sample under the key that analyses share it by, no larger than the run."""
-    model = context.model
-    return {
-        "routed_tokens": RoutedTokens(
-            layers=context.layers,
-            num_experts=model.num_experts,
-            num_experts_per_token=model.num_experts_per_token,
-            num_samples=max(1, min(NUM_TOKENS, context.num_tokens)),
-            seed=context.seed,
-            device=model.device,
-        )
-    }
